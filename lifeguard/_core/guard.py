@@ -1,0 +1,428 @@
+"""A guard: inert definitions, and this process's worker.
+
+The module functions of ``lifeguard`` are the methods of a default one. Tests and libraries make
+their own, and share nothing with it.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import itertools
+import threading
+import weakref
+
+from . import ends, fork
+from .errors import ClosedError, LifeguardError, NotOpenError, explain
+from .lifetime import CLOSED, CLOSING, DISCARDED, NEW, OPEN, OPENING, describe
+from .observer import logger, tell
+from .resource import Resource, caller, check_definition, find_adapter, unique
+from .shield import current_task, running_loop, shielded, spawn
+from .unit import Leak, Unit, unit_of_task, warn
+from .worker import Worker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable
+    from collections.abc import Iterator, Sequence
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+    from types import TracebackType
+    from typing import Any, ParamSpec, TypeVar, overload
+
+    from .lifetime import Lifetime
+    from .observer import Observer
+    from .unit import Borrow
+
+    P = ParamSpec("P")
+    T = TypeVar("T")
+    F = TypeVar("F", bound=Callable[..., object])
+
+_numbers = itertools.count(1)
+
+
+class Guard:
+    """Definitions of resources, and the worker that has them open.
+
+    Parameters, all keyword-only, times in seconds:
+
+    * *grace*: how long a closing worker waits for its running units, and how long clean-up that
+      has to be awaited may take. What takes longer is named in the log and given up.
+    * *open_timeout*: how long one pool may take to open.
+    * *stack*: how many callers of a borrow are kept for the leak report. More cost more: about
+      0.1 microseconds each per borrow.
+    * *observers*: see :class:`Observer`.
+    * *cancel_on_disconnect*: cancel an HTTP app when its client is gone (most servers let it run
+      on, holding its connection).
+    * *handle_sigterm*: where nobody handles SIGTERM, let it unwind the program instead of
+      killing it on the spot.
+    """
+
+    def __init__(
+        self,
+        *,
+        grace: float = 10.0,
+        open_timeout: float = 30.0,
+        stack: int = 4,
+        observers: Sequence[Observer] = (),
+        cancel_on_disconnect: bool = False,
+        handle_sigterm: bool = True,
+    ) -> None:
+        for name, value in (("grace", grace), ("open_timeout", open_timeout), ("stack", stack)):
+            if not isinstance(value, (int, float)) or value < 0:
+                raise ValueError(f"{name} must be a number of at least 0, not {value!r}")
+        self.grace = grace
+        self.open_timeout = open_timeout
+        self.stack = stack
+        self.observers = tuple(observers)
+        self.cancel_on_disconnect = cancel_on_disconnect
+        self.handle_sigterm = handle_sigterm
+        number = next(_numbers)
+        self.key = "lifeguard" if number == 1 else f"lifeguard.{number}"
+        self.current: contextvars.ContextVar[Unit | None] = contextvars.ContextVar(
+            f"{self.key}.unit", default=None
+        )
+        self._defined: list[Resource[Any]] = []
+        self._adopted: weakref.WeakValueDictionary[int, Resource[Any]] = (
+            weakref.WeakValueDictionary()
+        )
+        self._lock = threading.RLock()
+        self._worker = Worker(self, awaits=False)  # never opened: "off" is an object too
+
+    # -- definitions ---------------------------------------------------------------------------
+
+    if TYPE_CHECKING:
+
+        @overload
+        def resource(self, source: Callable[[], AsyncGenerator[T, None]], /) -> Resource[T]: ...
+        @overload
+        def resource(self, source: Callable[[], AsyncIterator[T]], /) -> Resource[T]: ...
+        @overload
+        def resource(self, source: Callable[[], Generator[T, None, None]], /) -> Resource[T]: ...
+        @overload
+        def resource(self, source: Callable[[], Iterator[T]], /) -> Resource[T]: ...
+        @overload
+        def resource(
+            self, source: Callable[[], AbstractAsyncContextManager[T]], /
+        ) -> Resource[T]: ...
+        @overload
+        def resource(self, source: Callable[[], AbstractContextManager[T]], /) -> Resource[T]: ...
+
+    def resource(self, source: Any, /) -> Any:
+        """Declare something that is opened once per worker. Nothing happens at import.
+
+        Decorate a generator function, sync or async, that yields the opened value once; or a
+        function that returns a context manager. Resources open in the order of their declaration
+        and close in the reverse. Raises :exc:`TypeError` for anything else.
+
+        Example::
+
+            @lifeguard.resource
+            async def db():
+                async with AsyncConnectionPool(DSN, open=False, max_size=8) as pool:
+                    yield pool
+
+            db.get()
+        """
+        check_definition(source)
+        resource: Resource[Any] = Resource(source, guard=self)
+        self._defined.append(resource)
+        fork.watch(self)
+        return resource
+
+    def adopt(self, obj: object) -> Resource[Any]:
+        """The resource of an object that opens and closes: one per object, whoever passes it."""
+        if isinstance(obj, Resource):
+            if obj._guard is not self:
+                raise TypeError(f"{obj} was declared on another Lifeguard: use one for both")
+            return obj
+        resource = self._adopted.get(id(obj))
+        if resource is None or resource._source is not obj:
+            resource = Resource(obj, guard=self, made=caller())
+            self._adopted[id(obj)] = resource
+            fork.watch(self)
+        return resource
+
+    # -- the worker ----------------------------------------------------------------------------
+
+    def worker(self, *, resources: Iterable[object] = ()) -> WorkerBlock:
+        """Keep the worker open for a block: scripts, management commands, tests.
+
+        ``with lifeguard.worker():`` opens sync resources, ``async with`` both kinds. Inside a
+        process whose worker is open already (under a server) it holds that one open. Raises what
+        opening raises, and :exc:`CloseErrors` for what closing raised.
+        """
+        return WorkerBlock(self, [self.adopt(obj) for obj in resources])
+
+    def acquire(self, resources: Iterable[Resource[Any]] = ()) -> Worker:
+        """Open the worker, or join the one that is open. One holder more."""
+        with self._lock:  # other threads wait here until it is open
+            self._drop_dead()
+            worker = self._worker
+            if worker.state is OPEN or worker.state is OPENING:
+                worker.holders += 1
+                if worker.state is OPEN:
+                    try:
+                        worker.enter_more(unique(resources))
+                    except BaseException:
+                        worker.holders -= 1
+                        raise
+                return worker
+            self._refuse_while_closing(worker)
+            self._worker = worker = Worker(self, awaits=False)
+            worker.holders = 1
+            worker.open(unique([*self._defined, *resources]))
+            return worker
+
+    async def aacquire(self, resources: Iterable[Resource[Any]] = ()) -> Worker:
+        """The same where there is an event loop."""
+        while True:
+            with self._lock:
+                self._drop_dead()
+                worker = self._worker
+                if worker.state not in (OPEN, OPENING, CLOSING):
+                    self._worker = worker = Worker(self, awaits=True)
+                    worker.holders = 1
+                    worker.state = OPENING
+                    break
+                state = worker.state
+                if state is OPEN:
+                    worker.holders += 1
+            if state is OPEN:
+                try:
+                    await worker.aenter_more(unique(resources))
+                except BaseException:
+                    worker.holders -= 1
+                    raise
+                return worker
+            if state is OPENING:
+                await worker.opened.wait_async()
+                if worker.failure is not None:
+                    raise worker.failure
+            else:
+                await worker.closed.wait_async()
+        await worker.aopen(unique([*self._defined, *resources]))
+        return worker
+
+    def release(self) -> None:
+        """Give back, before a long wait, what the current unit has borrowed so far.
+
+        The connections are closed and their places in the pool are free again: whoever still has
+        a hold of one cannot do harm with it. An open transaction is rolled back, so commit first.
+        Raises :exc:`NotOpenError` outside a unit.
+        """
+        unit = self._current("release()")
+        for out in unit.borrows():
+            if out.awaits:
+                raise TypeError(
+                    f"pool {out.lender.name!r} is async: `await lifeguard.arelease()` instead"
+                )
+            self._released(unit, out, out.lender.take_back(out.thing, False))
+
+    async def arelease(self) -> None:
+        """Give back, before a long stream, what the current unit has borrowed so far.
+
+        See :func:`release`; this one is for async code.
+        """
+        unit = self._current("arelease()")
+        for out in unit.borrows():
+            result = out.lender.take_back(out.thing, out.awaits)
+            if out.awaits:
+                await shielded(_identity, result)
+            self._released(unit, out, result)
+
+    def _released(self, unit: Unit, out: Borrow, result: object) -> None:
+        try:
+            unit.remove(out)
+        except ValueError:
+            pass
+
+    def leave(self, worker: Worker) -> None:
+        """One holder less. The last one closes."""
+        with self._lock:
+            worker.holders -= 1
+            if worker.holders > 0:
+                return
+        worker.close()
+
+    async def aleave(self, worker: Worker) -> None:
+        with self._lock:
+            worker.holders -= 1
+            if worker.holders > 0:
+                return
+        if worker.state is CLOSING:
+            await shielded(worker.closed.wait_async)
+        else:
+            await shielded(worker.aclose)
+
+    def _refuse_while_closing(self, worker: Worker) -> None:
+        if worker.state is CLOSING:
+            raise ClosedError(f"{worker} is closing, and takes no new units")
+
+    def _drop_dead(self) -> None:
+        """A worker whose loop was closed under it serves nobody: shut its sockets, forget it."""
+        worker = self._worker
+        if worker.state is OPEN and worker.loop is not None and worker.loop.is_closed():
+            worker.abandon()
+
+    def after_fork(self) -> None:
+        """Called in a forked child before anything else."""
+        self._lock = threading.RLock()
+        self._worker.after_fork()
+        for resource in {*self._defined, *self._adopted.values()}:
+            resource.forget()
+
+    # -- units ---------------------------------------------------------------------------------
+
+    def unit(self, name: str | None = None) -> Unit:
+        """One piece of work: always a real, new unit, also inside another one.
+
+        For threads, scripts, one websocket message. ``with lifeguard.unit():`` or ``async with``.
+        *name* is how reports call it; without one it is the place in the code. It opens the
+        worker if that is not open yet, to be closed at the end of the process.
+
+        Example::
+
+            with lifeguard.unit():
+                lifeguard.callback(audit.flush)
+                ...
+        """
+        return Unit(self, name or caller())
+
+    def worker_for_unit(self) -> Worker:
+        worker = self._worker
+        if worker.serving or worker.state is OPENING:
+            return worker
+        return self.acquire()  # never left: the end of the process closes it
+
+    async def aworker_for_unit(self) -> Worker:
+        worker = self._worker
+        if worker.serving or worker.state is OPENING:
+            return worker
+        return await shielded(self.aacquire)
+
+    def callback(self, func: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Call *func* once, when the current unit ends; what was registered last goes first.
+
+        It runs in the unit's own thread or loop, however the unit ends. What it raises is logged
+        and reported, and changes nothing about the result. Raises :exc:`NotOpenError` outside a
+        unit, :exc:`ClosedError` after its end, and :exc:`TypeError` for an async *func* in a sync
+        unit.
+
+        Example::
+
+            lifeguard.callback(audit.flush)
+        """
+        self._current("callback()").callback(func, *args, **kwargs)
+
+    def _current(self, what: str) -> Unit:
+        unit = self.current.get()
+        if unit is None:
+            raise NotOpenError(
+                f"{what} was called outside a unit, at {caller()}: call it in a request that "
+                "lifeguard.wrap() guards, in a @lifeguard.task, or in `with lifeguard.unit():`"
+            )
+        unit.check()
+        return unit
+
+    def unit_for_borrow(self) -> Unit | None:
+        """Where a borrow made right now belongs. None outside of all units."""
+        unit = self.current.get()
+        if unit is None or unit.state is OPEN or unit.state is CLOSING:
+            return unit
+        if unit.state is CLOSED:  # this code outlived its unit: what it borrows is its own
+            task = current_task()
+            if task is not None and self._worker.state is OPEN:
+                return unit_of_task(self._worker, task)
+        return None
+
+    # -- reports -------------------------------------------------------------------------------
+
+    def report(self, lifetime: Lifetime, error: BaseException) -> None:
+        """A clean-up went wrong. The app's own result stays as it is, so it is said here."""
+        worker = isinstance(lifetime, Worker)
+        logger("worker" if worker else "unit").error(
+            "a clean-up of %s failed: %s",
+            lifetime,
+            explain(error),
+            exc_info=error,
+            extra={"lifeguard_lifetime": str(lifetime)},
+        )
+        tell(self.observers, "callback_failed", lifetime, error)
+
+    def report_leak(self, leak: Leak) -> None:
+        logger("leaks").warning(
+            "%s",
+            leak,
+            extra={
+                "lifeguard_pool": leak.pool,
+                "lifeguard_unit": leak.unit,
+                "lifeguard_age": leak.age,
+                "lifeguard_stack": leak.stack,
+            },
+        )
+        tell(self.observers, "leaked", leak.borrow)
+        warn(leak)
+
+    def __repr__(self) -> str:
+        return f"<lifeguard.Lifeguard {self.key!r}, worker {self._worker.state}>"
+
+
+class WorkerBlock:
+    """Holds the worker open for a ``with`` or ``async with`` block. See :meth:`Guard.worker`."""
+
+    __slots__ = ("_guard", "_resources", "_worker")
+
+    def __init__(self, guard: Guard, resources: list[Resource[Any]]) -> None:
+        self._guard = guard
+        self._resources = resources
+        self._worker: Worker | None = None
+
+    def __enter__(self) -> Worker:
+        if self._guard.handle_sigterm:
+            ends.take_sigterm()
+        self._worker = self._guard.acquire(self._resources)
+        return self._worker
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        worker, self._worker = self._worker, None
+        if worker is None:
+            raise LifeguardError("this block was left before it was entered")
+        try:
+            self._guard.leave(worker)
+        except Exception as error:
+            if exc is None:
+                raise
+            self._guard.report(worker, error)
+
+    async def __aenter__(self) -> Worker:
+        if self._guard.handle_sigterm:
+            ends.take_sigterm()
+        self._worker = await self._guard.aacquire(self._resources)
+        return self._worker
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        worker, self._worker = self._worker, None
+        if worker is None:
+            raise LifeguardError("this block was left before it was entered")
+        try:
+            await self._guard.aleave(worker)
+        except Exception as error:
+            if exc is None:
+                raise
+            self._guard.report(worker, error)
+
+
+async def _identity(awaitable: Any) -> Any:
+    return await awaitable
+
+
+_unused = (CLOSED, DISCARDED, NEW, describe, find_adapter, running_loop, spawn)

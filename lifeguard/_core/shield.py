@@ -1,0 +1,290 @@
+"""Work that a cancellation must not cut short, on asyncio and on trio.
+
+asyncio cancels by edge: ``task.cancel()`` again, and a clean-up is hit in its middle. anyio and
+trio cancel by level: everything awaited inside a cancelled scope is cancelled. So clean-up runs
+in a task of its own on asyncio, strongly referenced (a loop keeps only weak references,
+sqlalchemy#8516), and behind a shield everywhere.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Callable, Coroutine
+    from typing import Any, TypeVar
+
+    import anyio
+
+    T = TypeVar("T")
+
+_running: set[asyncio.Task[Any]] = set()
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The asyncio loop that runs in this thread, or None: on trio, and where nothing runs."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None:
+        return None
+    return asyncio._get_running_loop()  # type: ignore[no-any-return]
+
+
+def current_task() -> asyncio.Task[Any] | None:
+    """The asyncio task that runs here, or None."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or asyncio._get_running_loop() is None:
+        return None
+    return asyncio.current_task()  # type: ignore[no-any-return]
+
+
+def spawn(
+    func: Callable[..., Coroutine[Any, Any, object]], *args: object
+) -> asyncio.Task[Any] | None:
+    """Start *func* in a task that belongs to the loop and to nobody else. It must not raise."""
+    loop = running_loop()
+    if loop is None:
+        import contextvars
+
+        import trio
+
+        trio.lowlevel.spawn_system_task(func, *args, context=contextvars.copy_context())
+        return None
+    task = loop.create_task(func(*args))
+    _running.add(task)
+    task.add_done_callback(_running.discard)
+    return task
+
+
+async def shielded(func: Callable[..., Coroutine[Any, Any, T]], *args: object) -> T:
+    """Await ``func(*args)`` to its end, however often the caller is cancelled meanwhile.
+
+    A cancellation that came meanwhile is raised afterwards: it is late, not lost.
+    """
+    loop = running_loop()
+    if loop is None:
+        import anyio
+
+        with anyio.CancelScope(shield=True):
+            return await func(*args)
+    task = loop.create_task(_outcome(func, args))
+    _running.add(task)
+    task.add_done_callback(_running.discard)
+    cancelled = await _outlast(task)
+    outcome = task.result()
+    if outcome[1] is not None:
+        raise outcome[1]
+    if cancelled is not None:
+        raise cancelled
+    return outcome[0]  # type: ignore[return-value]
+
+
+async def _outcome(
+    func: Callable[..., Coroutine[Any, Any, T]], args: tuple[object, ...]
+) -> tuple[T | None, BaseException | None]:
+    # A KeyboardInterrupt that leaves a task stops the loop; carried over, it stops the caller.
+    try:
+        return await func(*args), None
+    except BaseException as exc:
+        return None, exc
+
+
+async def _outlast(task: asyncio.Task[Any]) -> BaseException | None:
+    """Wait for *task*, whatever happens to the waiter. Returns the last cancellation, if any."""
+    import asyncio
+
+    cancelled: BaseException | None = None
+    shield: Any = None
+    if "anyio" in sys.modules:
+        # Without it a cancelled anyio scope cancels the wait anew in every turn of the loop.
+        import anyio
+
+        shield = anyio.CancelScope(shield=True)
+        shield.__enter__()
+    try:
+        while not task.done():
+            try:
+                await asyncio.wait((task,))
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+    finally:
+        if shield is not None:
+            shield.__exit__(None, None, None)
+    return cancelled
+
+
+class Latch:
+    """An event that is set once, and that threads and tasks can both wait for."""
+
+    __slots__ = ("_event", "_wakers")
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._wakers: list[Callable[[], object]] = []
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def set(self) -> None:
+        self._event.set()
+        while self._wakers:
+            try:
+                wake = self._wakers.pop()
+            except IndexError:
+                break
+            try:
+                wake()
+            except RuntimeError:  # the loop of that waiter is closed, so nobody waits
+                pass
+
+    def wait(self, seconds: float | None = None) -> bool:
+        return self._event.wait(seconds)
+
+    async def wait_async(self) -> None:
+        import anyio
+
+        event = anyio.Event()
+        loop = running_loop()
+        if loop is not None:
+            self._wakers.append(lambda: loop.call_soon_threadsafe(event.set))
+        else:
+            import trio
+
+            token = trio.lowlevel.current_trio_token()
+            self._wakers.append(lambda: token.run_sync_soon(event.set))
+        if not self._event.is_set():
+            await event.wait()
+
+
+class Keeper:
+    """A task of its own that enters something, stays, and leaves it, all in that one task.
+
+    Async context managers care about the task they are entered and left in (anyio's task groups
+    insist on it), and nobody outside may cancel them in the middle. ``main`` calls
+    ``keeper.ready(value)`` when it is in, awaits ``keeper.told()``, and then leaves.
+
+    *on_cancel* is called when somebody cancels the keeper itself: ``asyncio.run`` does at its
+    end, to every task at once. Leaving in the right order is then the business of the owner.
+    """
+
+    def __init__(
+        self, main: Callable[[Keeper], Coroutine[Any, Any, None]], name: str
+    ) -> None:
+        self._main = main
+        self.name = name
+        self.on_cancel: Callable[[], object] | None = None
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.is_ready = False
+        self.is_done = False
+        self._scope: anyio.CancelScope
+        self._changed: anyio.Event  # ready or done
+        self._told: anyio.Event
+        self._done: anyio.Event
+
+    async def open(self) -> Any:
+        """Start, wait until it is in, and return the value. Raises what entering raised."""
+        import anyio
+
+        self._scope = anyio.CancelScope(shield=True)
+        self._changed = anyio.Event()
+        self._told = anyio.Event()
+        self._done = anyio.Event()
+        task = spawn(self._run)
+        if task is None:
+            spawn(self._watch)  # trio: the shield hides the end of the run from the keeper
+        else:
+            task.set_name(f"lifeguard: {self.name}")
+        try:
+            await self._changed.wait()
+        except BaseException:  # whoever opens gives up: so does the opening
+            self._scope.cancel()
+            await shielded(self._done.wait)
+            raise
+        if not self.is_ready and self.error is not None:
+            raise self.error
+        return self.value
+
+    async def close(self) -> None:
+        """Tell it to leave, and wait until it has. Raises what leaving raised."""
+        self._told.set()
+        try:
+            await self._done.wait()
+        except BaseException:  # only the clock gets through the shield: leave now
+            self._scope.cancel()
+            raise
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+    def ready(self, value: Any = None) -> None:
+        self.value = value
+        self.is_ready = True
+        self._changed.set()
+
+    async def told(self) -> None:
+        """Wait until it is time to leave."""
+        try:
+            await self._told.wait()
+        except BaseException as exc:
+            if self._scope.cancel_called or self.on_cancel is None:
+                raise
+            _uncancel(exc)
+            self.on_cancel()
+            await self._told.wait()
+
+    async def _run(self) -> None:
+        try:
+            with self._scope:
+                await self._main(self)
+        except BaseException as exc:
+            self.error = exc
+        finally:
+            if self._scope.cancelled_caught and self.error is None:
+                self.error = TimeoutError(f"{self.name} was cancelled")
+            self.is_done = True
+            self._changed.set()
+            self._done.set()
+
+    async def _watch(self) -> None:
+        import anyio
+
+        try:
+            await self._done.wait()
+        except BaseException:
+            if self.on_cancel is not None:
+                self.on_cancel()
+            with anyio.CancelScope(shield=True):
+                await self._done.wait()
+            raise
+
+
+def _uncancel(exc: BaseException) -> None:
+    task = current_task()
+    if task is not None:
+        task.uncancel()
+
+
+def finish_on(
+    loop: asyncio.AbstractEventLoop, func: Callable[[], Coroutine[Any, Any, object]], grace: float
+) -> bool:
+    """Run *func* on *loop* from outside of it, for at most *grace* seconds.
+
+    False where that cannot be: the loop is closed, or it is the one that is running right here.
+    A loop that was stopped but not closed (daphne leaves it so) is run a little longer.
+    """
+    import asyncio
+
+    if loop.is_closed():
+        return False
+    if not loop.is_running():
+        if asyncio._get_running_loop() is not None:
+            return False
+        loop.run_until_complete(asyncio.wait_for(func(), grace))
+        return True
+    if running_loop() is loop:
+        return False
+    asyncio.run_coroutine_threadsafe(func(), loop).result(grace)
+    return True

@@ -1,0 +1,354 @@
+"""A worker: the lifetime of a process that does work.
+
+Resources are entered on it in the order of their definition and left in the reverse, after the
+units that use them have ended.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+
+from . import ends, fork
+from .clock import now
+from .errors import explain, redact
+from .lifetime import (
+    CLOSED,
+    CLOSING,
+    DISCARDED,
+    NEW,
+    OPEN,
+    OPENING,
+    Call,
+    Lifetime,
+    adrive,
+    drive,
+)
+from .observer import logger, tell
+from .shield import Keeper, Latch, current_task, finish_on, running_loop, shielded, spawn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterable
+    from typing import Any
+
+    from .guard import Guard
+    from .lifetime import Plan
+    from .resource import Resource
+    from .unit import Unit
+
+
+class Worker(Lifetime):
+    """The lifetime of this process as one that does work. ``with lifeguard.worker():`` opens one.
+
+    One that ends waits for its running units up to the guard's grace, says which ones it gave
+    up on, and then closes what was opened, last first.
+    """
+
+    __slots__ = (
+        "closed",
+        "failure",
+        "guard",
+        "holders",
+        "loop",
+        "opened",
+        "pid",
+        "serving",
+        "task_units",
+        "units",
+        "values",
+    )
+
+    def __init__(self, guard: Guard, *, awaits: bool) -> None:
+        self.guard = guard
+        self.pid = os.getpid()
+        self.awaits = awaits
+        self.state = NEW
+        self.serving = False  # what the hosts' fast paths look at: open, and theirs to use
+        self.units: set[Unit] = set()
+        self.task_units: weakref.WeakKeyDictionary[asyncio.Task[Any], Unit] = (
+            weakref.WeakKeyDictionary()
+        )
+        self.values: dict[Resource[Any], Any] = {}
+        self.holders = 0
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.failure: BaseException | None = None
+        self.opened = Latch()  # or failed to
+        self.closed = Latch()
+
+    def __str__(self) -> str:
+        return f"the worker of process {self.pid}"
+
+    # -- opening -------------------------------------------------------------------------------
+
+    def open(self, resources: Iterable[Resource[Any]]) -> None:
+        """Open *resources* in order. If one fails, close those before it and raise."""
+        self.state = OPENING
+        try:
+            drive(self._opening(resources))
+        except BaseException as exc:
+            self.state = OPEN
+            self.failure = exc
+            self._close_failed()
+            raise
+        self._is_open()
+
+    async def aopen(self, resources: Iterable[Resource[Any]]) -> None:
+        """The same where there is an event loop: sync and async resources."""
+        self.state = OPENING
+        self.awaits = True
+        self.loop = running_loop()
+        try:
+            await self._notice_end_of_loop()
+            await adrive(self._opening(resources))
+        except BaseException as exc:
+            self.state = OPEN
+            self.failure = exc
+            await shielded(self._aclose_failed)
+            raise
+        self._is_open()
+
+    def enter_more(self, resources: Iterable[Resource[Any]]) -> None:
+        """Open what is not open yet: another app has come into the same worker."""
+        drive(self._opening(resources))
+
+    async def aenter_more(self, resources: Iterable[Resource[Any]]) -> None:
+        if not self.awaits:  # opened by a thread; from now on it has a loop as well
+            self.awaits = True
+            self.loop = running_loop()
+            await self._notice_end_of_loop()
+        await adrive(self._opening(resources))
+
+    def _opening(self, resources: Iterable[Resource[Any]]) -> Plan[None]:
+        for resource in resources:
+            if resource in self.values:
+                continue
+            if resource.awaits and not self.awaits:
+                from .resource import USE_ASYNC_WORKER
+
+                raise TypeError(f"{resource} is async: {USE_ASYNC_WORKER}")
+            started = now()
+            try:
+                value, exit_ = yield _Open(resource)
+            except Exception as exc:
+                exc.add_note(redact(f"while {resource} was opened in process {self.pid}"))
+                raise
+            self.values[resource] = value  # opened first, registered after
+            self.append(exit_)
+            tell(self.guard.observers, "resource_opened", resource, now() - started)
+
+    async def _notice_end_of_loop(self) -> None:
+        """Close in order when somebody cancels every task, as ``asyncio.run`` does at its end."""
+
+        async def stay(keeper: Keeper) -> None:
+            keeper.ready()
+            await keeper.told()
+
+        keeper = Keeper(stay, "worker")
+        keeper.on_cancel = self.end_soon
+        await keeper.open()
+        self.insert(0, _Unwatch(keeper))
+
+    def _is_open(self) -> None:
+        self.state = OPEN
+        self.serving = True
+        fork.watch(self.guard)
+        ends.register(self)
+        self.opened.set()
+        tell(self.guard.observers, "worker_opened", self)
+
+    def _close_failed(self) -> None:
+        try:
+            self.close()
+        except BaseException as exc:
+            self.guard.report(self, exc)
+        self.opened.set()
+
+    async def _aclose_failed(self) -> None:
+        try:
+            await self.aclose()
+        except BaseException as exc:
+            self.guard.report(self, exc)
+        self.opened.set()
+
+    # -- ending --------------------------------------------------------------------------------
+
+    def _closing(
+        self, exc: BaseException | None = None, *, sync_only: bool = False
+    ) -> Plan[list[BaseException]]:
+        self.serving = False
+        yield _WaitForUnits(self)
+        errors = yield from super()._closing(exc, sync_only=sync_only)
+        self._is_closed(errors)
+        return errors
+
+    def _is_closed(self, errors: list[BaseException]) -> None:
+        self.state = CLOSED
+        self.values.clear()
+        ends.forget(self)
+        self.closed.set()
+        tell(self.guard.observers, "worker_closed", self, errors)
+
+    async def aclose(
+        self, exc: BaseException | None = None, *, grace: float | None = None
+    ) -> None:
+        await super().aclose(exc, grace=self.guard.grace if grace is None else grace)
+
+    def end_soon(self) -> None:
+        """Close on the loop that runs here, and do not wait for it."""
+        spawn(self._aclose_quietly)
+
+    async def _aclose_quietly(self) -> None:
+        try:
+            await self.aclose()
+        except BaseException as exc:
+            self.guard.report(self, exc)
+
+    def end(self) -> None:
+        """Close from outside, at the end of the process: whatever can still be done is done."""
+        if self.pid != os.getpid() or self.state is not OPEN:
+            return
+        try:
+            if self.awaits and self.loop is not None:
+                if not finish_on(self.loop, self._aclose_quietly, self.guard.grace * 2):
+                    self.abandon()
+            elif self.awaits:  # trio has no loop to be run again
+                self.abandon()
+            else:
+                self.close()
+        except Exception as exc:
+            self.guard.report(self, exc)
+
+    def abandon(self) -> None:
+        """Close without the event loop, which is gone: sockets are shut, callbacks are reported."""
+        if not self._claim():
+            return
+        self.serving = False
+        lost: list[str] = []
+        errors: list[BaseException] = []
+        while self:
+            exit_ = self.pop()
+            try:
+                exit_.abandon()
+            except RuntimeError as exc:
+                lost.append(str(exc))
+            except BaseException as exc:
+                errors.append(exc)
+        self._is_closed(errors)
+        for error in errors:
+            self.guard.report(self, error)
+        if lost:
+            logger("worker").error(
+                "%s ended after its event loop was gone. %s. Let the server run the lifespan "
+                "protocol, or close the worker before the loop.",
+                self,
+                "; ".join(lost),
+                extra={"lifeguard_pid": self.pid},
+            )
+
+    def after_fork(self) -> None:
+        """This is a child: forget the worker and its units, close nothing."""
+        if self.state is CLOSED or self.state is DISCARDED:
+            return
+        for unit in list(self.units):
+            unit.discard()
+        fork.keep((self.units, dict(self.values), self.loop))
+        self.units = set()
+        self.values = {}
+        self.serving = False
+        self.discard()
+
+
+class _Open:
+    """The step that opens one resource."""
+
+    __slots__ = ("resource",)
+
+    def __init__(self, resource: Resource[Any]) -> None:
+        self.resource = resource
+
+    def run(self, awaits: bool) -> Any:
+        return self.resource.open(awaits)
+
+
+class _Unwatch(Call):
+    """Ends the task that notices the end of the loop. Nothing is lost if the loop is gone."""
+
+    __slots__ = ("keeper",)
+
+    def __init__(self, keeper: Keeper) -> None:
+        super().__init__(keeper.close, awaits=True)
+        self.keeper = keeper
+
+    def abandon(self) -> object:
+        return None
+
+
+class _WaitForUnits:
+    """The step that waits for the running units, and says which ones it gives up on.
+
+    It registers a last exit on every unit: that is how one hears of the end of a lifetime.
+    """
+
+    __slots__ = ("deadline", "waiting", "worker")
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.deadline = 0.0
+        self.waiting: list[tuple[Unit, Latch]] = []
+
+    def run(self, awaits: bool) -> Any:
+        grace = self.worker.guard.grace
+        self.deadline = now() + grace
+        mine = self.worker.guard.current.get()
+        me = current_task()
+        for unit in list(self.worker.units):
+            if unit is mine and not awaits:
+                continue  # this very unit closes the worker: it cannot be waited for in here
+            latch = Latch()
+            notify = Call(latch.set, awaits=False)
+            unit.insert(0, notify)  # the first registered runs last
+            if unit.state is CLOSED and unit not in self.worker.units:
+                continue
+            self.waiting.append((unit, latch))
+        del me
+        return self._await_all() if awaits else self._wait_all()
+
+    def _wait_all(self) -> None:
+        for _, latch in self.waiting:
+            latch.wait(max(0.0, self.deadline - now()))
+        self._give_up()
+
+    async def _await_all(self) -> None:
+        import anyio
+
+        with anyio.move_on_after(max(0.0, self.deadline - now())):
+            for _, latch in self.waiting:
+                await latch.wait_async()
+        self._give_up()
+
+    def _give_up(self) -> None:
+        for unit, latch in self.waiting:
+            if latch.is_set():
+                continue
+            age = unit.age
+            logger("worker").warning(
+                "%s closes although %s is still running, %.1f s after it began: it was given "
+                "%g s to end (grace). What it uses is closed now.",
+                self.worker,
+                unit,
+                age,
+                self.worker.guard.grace,
+                extra={"lifeguard_unit": unit.name, "lifeguard_age": age},
+            )
+            tell(self.worker.guard.observers, "unit_given_up", unit, age)
+
+
+def failed_to_open(exc: BaseException) -> str:
+    """Why the worker did not open, for a server's log: no secrets, one line and the notes."""
+    notes = " ".join(getattr(exc, "__notes__", ()))
+    return redact(f"{explain(exc)} ({notes})" if notes else explain(exc))
+
+
+__all__ = ["CLOSING", "Worker", "failed_to_open"]

@@ -1,0 +1,115 @@
+"""``@lifeguard.lifespan``: the lifespan of a Starlette, FastAPI or Litestar app.
+
+Inside it is a context manager like any other, which frameworks know how to enter. It runs in a
+task of its own, so that a server that cancels it, or never says goodbye, still gets it left once.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from ._core.lifetime import Call, describe
+from ._core.shield import Keeper, shielded
+from .asgi import lifespan_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+    from typing import Any
+
+    from ._core.guard import Guard
+    from ._core.resource import Resource
+
+
+def make_lifespan(
+    guard: Guard,
+    func: Any,
+    resources: list[Resource[Any]],
+    mounts: bool | Iterable[Any],
+) -> Any:
+    if func is None:
+        return lambda func: make_lifespan(guard, _checked(func), resources, mounts)
+    enter = _entering(_checked(func))
+    inner = mounts if isinstance(mounts, bool) else list(mounts)
+
+    async def stay(app: Any, keeper: Keeper) -> None:
+        async with AsyncExitStack() as stack:
+            state = await stack.enter_async_context(enter(app))
+            for sub in _mounted(app) if inner is True else inner or ():
+                theirs = await stack.enter_async_context(lifespan_of(sub))
+                if theirs:  # one request.state serves all of them; the outer app's word counts
+                    state = {**theirs, **(state or {})}
+            keeper.ready(state)
+            await keeper.told()
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[Any]:
+        worker = await shielded(guard.aacquire, resources)
+        left = False
+        try:
+            keeper = Keeper(lambda keeper: stay(app, keeper), "lifespan")
+            keeper.on_cancel = lambda: None  # the worker closes, and this in its turn
+            state = await shielded(keeper.open)
+
+            def leave() -> Awaitable[None] | None:
+                nonlocal left
+                if left:
+                    return None
+                left = True
+                return keeper.close()
+
+            async def leave_now() -> None:
+                closing = leave()
+                if closing is not None:
+                    await closing
+
+            worker.push(Call(leave, awaits=True))  # for a server that never sends shutdown
+            try:
+                yield state
+            finally:
+                await shielded(leave_now)
+        finally:
+            await guard.aleave(worker)
+
+    lifespan.__name__ = getattr(func, "__name__", "lifespan")
+    lifespan.__doc__ = getattr(func, "__doc__", None)
+    return lifespan
+
+
+def _checked(func: Any) -> Any:
+    if not callable(func) or isinstance(func, type):
+        raise TypeError(
+            f"@lifeguard.lifespan cannot use {func!r}: decorate "
+            "`async def lifespan(app): ...` that yields once"
+        )
+    return func
+
+
+def _entering(func: Any) -> Callable[[Any], Any]:
+    import inspect
+
+    if inspect.isasyncgenfunction(func):
+        return asynccontextmanager(func)
+    if inspect.iscoroutinefunction(func) or inspect.isgeneratorfunction(func):
+        raise TypeError(
+            f"@lifeguard.lifespan cannot use {describe(func)}: it has to be an `async def` that "
+            "yields once (or a function that returns an async context manager)"
+        )
+    return func  # type: ignore[no-any-return]
+
+
+def _mounted(app: Any) -> list[Any]:
+    """The ASGI apps that *app*'s routes mount, at any depth, each once, outermost first."""
+    found: list[Any] = []
+    routes = list(getattr(app, "routes", ()) or ())
+    while routes:
+        route = routes.pop(0)
+        sub = getattr(route, "app", None)
+        if sub is None or not hasattr(route, "routes"):
+            continue
+        if any(sub is other for other in found):
+            continue
+        found.append(sub)
+        routes += list(getattr(sub, "routes", ()) or ())
+    return found
+

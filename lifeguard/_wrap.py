@@ -1,0 +1,201 @@
+"""The front door: ``Lifeguard``, and what kind of app ``wrap`` was given.
+
+Everything a person calls is a method of one object, so that a guard of one's own is as complete as
+the default one. The hosts are imported when their method is called: ``import lifeguard`` loads
+nothing but the core.
+"""
+
+from __future__ import annotations
+
+from ._core import ends
+from ._core.guard import Guard
+from ._core.resource import adapters, caller
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+    from contextlib import AbstractAsyncContextManager
+    from typing import Any, ParamSpec, TypeVar, overload
+
+    from ._core.resource import Resource
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
+    App = TypeVar("App", bound=Callable[..., Any])
+    AppT = TypeVar("AppT")
+    StateT = TypeVar("StateT")
+
+adapters["psycopg_pool"] = "lifeguard.psycopg"
+
+
+class Lifeguard(Guard):
+    __doc__ = Guard.__doc__
+
+    def wrap(self, app: App, *, resources: Iterable[object] = ()) -> App:
+        """Guard an ASGI or WSGI app: the same kind comes out.
+
+        Every request and websocket becomes a unit that ends exactly once, and this process a
+        worker whose resources open before the first of them and close after the last.
+        *resources* are objects that open and close (pools), context managers, or what
+        ``@lifeguard.resource`` made.
+
+        Raises :exc:`TypeError` for anything that is neither ASGI (2 or 3) nor WSGI.
+
+        Example::
+
+            app = lifeguard.wrap(app, resources=[pool])
+        """
+        kind = _kind_of_app(app)
+        opened: list[Resource[Any]] = [self.adopt(obj) for obj in _as_resources(resources)]
+        if self.handle_sigterm:
+            ends.take_sigterm()
+        if kind == "wsgi":
+            from .wsgi import wrap_wsgi
+
+            return wrap_wsgi(app, self, opened)  # type: ignore[return-value]
+        from .asgi import wrap_asgi
+
+        if kind == "asgi2":
+            from asgiref.compatibility import double_to_single_callable
+
+            return wrap_asgi(double_to_single_callable(app), self, opened)  # type: ignore[return-value, no-untyped-call]
+        return wrap_asgi(app, self, opened)  # type: ignore[return-value]
+
+    if TYPE_CHECKING:
+
+        @overload
+        def lifespan(
+            self, func: Callable[[AppT], AsyncGenerator[StateT, None]], /
+        ) -> Callable[[AppT], AbstractAsyncContextManager[StateT]]: ...
+        @overload
+        def lifespan(
+            self, func: Callable[[AppT], AsyncIterator[StateT]], /
+        ) -> Callable[[AppT], AbstractAsyncContextManager[StateT]]: ...
+        @overload
+        def lifespan(
+            self, func: Callable[[AppT], AbstractAsyncContextManager[StateT]], /
+        ) -> Callable[[AppT], AbstractAsyncContextManager[StateT]]: ...
+        @overload
+        def lifespan(
+            self, *, resources: Iterable[object] = (), mounts: bool | Iterable[Any] = False
+        ) -> Callable[
+            [Callable[[AppT], AsyncIterator[StateT]]],
+            Callable[[AppT], AbstractAsyncContextManager[StateT]],
+        ]: ...
+
+    def lifespan(
+        self,
+        func: Any = None,
+        /,
+        *,
+        resources: Iterable[object] = (),
+        mounts: bool | Iterable[Any] = False,
+    ) -> Any:
+        """The lifespan of a Starlette, FastAPI or Litestar app, entered once and left once.
+
+        Decorate an async generator function that takes the app and yields its state. *resources*
+        open before it and close after it. *mounts* are the sub-apps whose own lifespans are to
+        run inside this one: they never would (starlette#649). ``True`` means all that are mounted.
+
+        Example::
+
+            @lifeguard.lifespan
+            async def lifespan(app):
+                async with AsyncConnectionPool(DSN, open=False) as pool:
+                    yield {"pool": pool}
+
+            app = FastAPI(lifespan=lifespan)
+        """
+        from ._lifespan import make_lifespan
+
+        opened = [self.adopt(obj) for obj in _as_resources(resources)]
+        return make_lifespan(self, func, opened, mounts)
+
+    def task(self, func: Callable[P, R], /) -> Callable[P, R]:
+        """Make each call of *func* a unit. Sync stays sync, async stays async.
+
+        Works on functions and methods. Raises :exc:`TypeError` for generators and classes.
+
+        Example::
+
+            @celery_app.task
+            @lifeguard.task
+            def charge(order_id): ...
+        """
+        from .threads import make_task
+
+        return make_task(self, func)
+
+
+def _as_resources(resources: Iterable[object]) -> list[object]:
+    if isinstance(resources, (str, bytes)) or not hasattr(type(resources), "__iter__"):
+        raise TypeError(
+            f"resources= takes a list, not {type(resources).__name__}: resources=[pool]"
+        )
+    return list(resources)
+
+
+_WHAT_TO_PASS = (
+    "pass an ASGI app (`async def app(scope, receive, send)`, FastAPI(), Starlette(), "
+    "get_asgi_application()) or a WSGI app (`def app(environ, start_response)`, flask_app.wsgi_app)"
+)
+
+
+def _kind_of_app(app: Any) -> str:
+    """``asgi``, ``asgi2`` or ``wsgi``, judged by how *app* can be called."""
+    import inspect
+
+    def wrong(what: str) -> TypeError:
+        return TypeError(f"lifeguard.wrap() got {what}: {_WHAT_TO_PASS}")
+
+    if app is None:
+        raise wrong("None")
+    if inspect.isgenerator(app) or inspect.isasyncgen(app) or inspect.iscoroutine(app):
+        raise wrong(f"a {type(app).__name__} (was a function called one time too often?)")
+    if not callable(app):
+        raise wrong(f"{app!r} of type {type(app).__qualname__}, which cannot be called")
+    try:
+        signature = inspect.signature(app)
+    except (ValueError, TypeError):
+        raise wrong(f"{app!r}, whose signature cannot be read") from None
+    names = _required(signature.parameters)
+    if isinstance(app, type):
+        if names == ["scope"] and _is_async(inspect, app.__call__):
+            return "asgi2"
+        raise wrong(f"the class {app.__qualname__} instead of an instance of it")
+    if _is_async(inspect, app):
+        if len(names) == 3 or _takes_anything(inspect, signature):
+            return "asgi"
+        raise wrong(f"{app!r}, which is async but does not take (scope, receive, send)")
+    if inspect.isasyncgenfunction(app):
+        raise wrong(f"{app!r}, which is an async generator function")
+    if len(names) == 3:
+        return "asgi"  # a plain function that returns another app's coroutine
+    if len(names) == 2:
+        return "wsgi"
+    if names == ["scope"]:
+        return "asgi2"
+    raise wrong(f"{app!r}, which takes {len(names)} arguments, so it is neither ASGI nor WSGI")
+
+
+def _required(parameters: Mapping[str, Any]) -> list[str]:
+    return [
+        p.name
+        for p in parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
+    ]
+
+
+def _is_async(inspect: Any, app: Any) -> bool:
+    while hasattr(app, "func"):
+        app = app.func
+    return inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(
+        getattr(type(app), "__call__", None) if not inspect.isroutine(app) else None
+    )
+
+
+def _takes_anything(inspect: Any, signature: Any) -> bool:
+    return any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in signature.parameters.values())
+
+
+_unused = caller

@@ -1,0 +1,463 @@
+"""ASGI: one unit per request and websocket, and a lifespan that always runs.
+
+The way of a request is one closure: set a context variable, await the app, reset it. A unit ends
+when the app callable returns or raises, which is the only thing that happens in every ending on
+every server (a disconnect is not reported by most, and cancellations come from some).
+
+The lifespan is the protocol's ``lifespan`` scope and nothing else: resources open before the app's
+own startup and close after its shutdown. An app that has none is answered for. A server that
+never sends it is stood in for, at the first request and at the end of the process.
+"""
+
+from __future__ import annotations
+
+from ._core.clock import now
+from ._core.errors import ClosedError, explain
+from ._core.lifetime import CLOSED, OPEN, Call
+from ._core.observer import logger
+from ._core.shield import Keeper, Latch, current_task, running_loop, shielded, spawn
+from ._core.unit import Unit
+from ._core.worker import Worker, failed_to_open
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+    from typing import Any
+
+    from ._core.guard import Guard
+    from ._core.resource import Resource
+
+    Message = MutableMapping[str, Any]
+    Scope = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+    ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+__all__ = ["Middleware"]
+
+
+class Request(Unit):
+    """The unit of one HTTP request or websocket."""
+
+    __slots__ = ()
+
+    __init__ = list.__init__  # type: ignore[assignment]  # the closure below sets what it needs
+    awaits = True
+
+    @property
+    def name(self) -> str:
+        scope = self.source
+        return f"{scope.get('method', scope['type'].upper())} {scope.get('path', '')}"
+
+
+class Middleware:
+    """``lifeguard.wrap`` where a framework wants a middleware class.
+
+    Example::
+
+        app.add_middleware(lifeguard.asgi.Middleware)
+
+    *guard* is the default one of ``lifeguard`` unless given; *resources* are as in
+    :func:`lifeguard.wrap`.
+    """
+
+    __slots__ = ("_app", "app")
+
+    def __init__(
+        self, app: ASGIApp, *, guard: Guard | None = None, resources: Iterable[object] = ()
+    ) -> None:
+        if guard is None:
+            from . import _default as guard
+        self.app = app
+        self._app = wrap_asgi(app, guard, [guard.adopt(obj) for obj in resources])
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+def wrap_asgi(app: ASGIApp, guard: Guard, resources: list[Resource[Any]]) -> ASGIApp:
+    """Guard an ASGI 3 app. The closure is the hot path: see bench/ before you touch it."""
+    key = guard.key
+    current = guard.current
+    set_current, reset_current = current.set, current.reset
+    run = _cancelled_with_client(app) if guard.cancel_on_disconnect else app
+    life = _Life(app, guard, resources)
+
+    async def lifeguard_asgi(scope: Scope, receive: Receive, send: Send) -> None:
+        worker = life.worker
+        if not worker.serving or key in scope or scope["type"] not in _UNITS:
+            if not await life.front_door(scope, receive, send):
+                return
+            worker = life.worker
+        if life.state is not None and "state" not in scope:
+            scope["state"] = life.state.copy()
+        scope[key] = True
+        unit = Request()
+        unit.state = OPEN
+        unit.source = scope
+        unit.worker = worker
+        unit.started = now()
+        units = worker.units
+        units.add(unit)
+        token = set_current(unit)
+        try:
+            await run(scope, receive, send)
+        except GeneratorExit:  # the coroutine is thrown away, maybe in another context
+            unit.state = CLOSED
+            unit.drop()
+            raise
+        except BaseException as exc:
+            reset_current(token)
+            unit.state = CLOSED
+            if unit:
+                await unit.aconclude(exc)
+            units.discard(unit)
+            scope.pop(key, None)
+            raise
+        reset_current(token)
+        unit.state = CLOSED
+        if unit:
+            await unit.aconclude(None)
+        units.discard(unit)
+        scope.pop(key, None)
+
+    return lifeguard_asgi
+
+
+_UNITS = frozenset(("http", "websocket"))
+
+
+class _Life:
+    """The life of one app in this process's worker: its lifespan, whoever runs it."""
+
+    def __init__(self, app: ASGIApp, guard: Guard, resources: list[Resource[Any]]) -> None:
+        self.app = app
+        self.guard = guard
+        self.resources = resources
+        self.worker = Worker(guard, awaits=True)  # not open, so nothing passes unseen
+        self.state: dict[str, Any] | None = None  # what an app's startup left, if we ran it
+        self._starting: tuple[object, Latch, list[BaseException]] | None = None
+
+    async def front_door(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Everything that is not a request to an open worker. True if one is now to follow."""
+        if self.guard.key in scope:  # wrapped twice: the outer one has it
+            await self.app(scope, receive, send)
+            return False
+        if scope["type"] == "lifespan":
+            scope[self.guard.key] = True
+            await self._serve_lifespan(scope, receive, send)
+            return False
+        if scope["type"] not in _UNITS:
+            await self.app(scope, receive, send)
+            return False
+        try:
+            await self._stand_in()
+        except ClosedError as exc:
+            await _refuse(scope, send, 503, 1012, str(exc))
+            return False
+        except Exception as exc:
+            logger("worker").error(
+                "the worker could not be opened, so %s %s was answered with 500: %s",
+                scope["type"],
+                scope.get("path", ""),
+                failed_to_open(exc),
+                exc_info=exc,
+            )
+            await _refuse(
+                scope, send, 500, 1011, "The worker of this app could not be opened: see its log."
+            )
+            return False
+        return True
+
+    # -- the server speaks lifespan ------------------------------------------------------------
+
+    async def _serve_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()  # lifespan.startup
+        try:
+            worker = await shielded(self.guard.aacquire, self.resources)
+        except Exception as exc:
+            await send({"type": "lifespan.startup.failed", "message": failed_to_open(exc)})
+            return
+        lifespan = _Lifespan(self.app, scope)
+        stopped = False
+
+        async def stop() -> Message:
+            nonlocal stopped
+            stopped = True
+            if self.worker is worker:
+                self.worker = Worker(self.guard, awaits=True)
+            return await self._stop(lifespan, worker)
+
+        def stop_at_the_end() -> Awaitable[Message] | None:
+            return None if stopped else lifespan.stop()
+
+        try:
+            answer = await shielded(lifespan.start)
+            if answer["type"] == "lifespan.startup.complete":
+                worker.push(Call(stop_at_the_end, awaits=True))
+                self.state = None
+                self.worker = worker
+            await send(answer)
+            if answer["type"] == "lifespan.startup.complete":
+                await receive()  # lifespan.shutdown
+        except BaseException:  # also a server that cancels instead of telling
+            await shielded(stop)
+            raise
+        answer = await shielded(stop)
+        if lifespan.started:
+            await send(answer)
+        if lifespan.error is not None:
+            raise lifespan.error
+
+    async def _stop(self, lifespan: _Lifespan, worker: Worker) -> Message:
+        answer = await lifespan.stop()
+        try:
+            await self.guard.aleave(worker)
+        except Exception as exc:
+            self.guard.report(worker, exc)
+            return {"type": "lifespan.shutdown.failed", "message": explain(exc)}
+        return answer
+
+    # -- the server does not -------------------------------------------------------------------
+
+    async def _stand_in(self) -> None:
+        """Run the lifespan ourselves, once, for all requests that wait for it.
+
+        If it fails, each of them learns why, and the next request tries again.
+        """
+        starting = self._starting
+        loop = running_loop()
+        if starting is None or starting[1].is_set() or starting[0] is not loop:
+            if self.worker.serving:
+                return
+            self._starting = starting = (loop, Latch(), [])
+            spawn(self._start_alone, starting[1], starting[2])
+        await starting[1].wait_async()
+        for failure in starting[2]:
+            raise failure
+
+    async def _start_alone(self, latch: Latch, failures: list[BaseException]) -> None:
+        try:
+            worker = await self.guard.aacquire(self.resources)
+            lifespan = _Lifespan(self.app, _lifespan_scope())
+            try:
+                answer = await lifespan.start()
+                if answer["type"] != "lifespan.startup.complete":
+                    raise lifespan.error or RuntimeError(answer.get("message", "startup failed"))
+            except BaseException:
+                await self._stop(lifespan, worker)
+                raise
+            worker.push(Call(lifespan.stop, awaits=True))  # runs before the resources close
+            self.state = lifespan.scope["state"] or None
+            self.worker = worker
+        except BaseException as exc:
+            failures.append(exc)
+        finally:
+            latch.set()
+
+
+class _Lifespan:
+    """Runs the app's side of the lifespan protocol in a task of its own.
+
+    There the app's startup and shutdown see one task, and no server cancels them in the middle.
+    """
+
+    def __init__(self, app: ASGIApp, scope: Scope) -> None:
+        self.app = app
+        self.scope = scope
+        self.started = False
+        self.supported = True
+        self.error: BaseException | None = None  # what the app raised, for the server
+        self._keeper = Keeper(self._main, "lifespan of the app")
+        self._keeper.on_cancel = lambda: None  # the worker closes, and this in its turn
+        self._startup: Message | None = None
+        self._shutdown: Message = {"type": "lifespan.shutdown.complete"}
+
+    async def start(self) -> Message:
+        """The app's answer to startup. Ours, for an app that has no lifespan."""
+        try:
+            await self._keeper.open()
+        except BaseException as exc:
+            self.error = exc
+        if self._startup is None:
+            if self.error is not None and self.supported:
+                self._startup = {
+                    "type": "lifespan.startup.failed",
+                    "message": failed_to_open(self.error),
+                }
+            else:
+                self.error = None
+                self._startup = {"type": "lifespan.startup.complete"}
+        self.started = self._startup["type"] == "lifespan.startup.complete"
+        return self._startup
+
+    async def stop(self) -> Message:
+        """The app's answer to shutdown."""
+        if self.started:
+            try:
+                await self._keeper.close()
+            except Exception as exc:
+                self.error = exc
+                self._shutdown = {"type": "lifespan.shutdown.failed", "message": explain(exc)}
+        return self._shutdown
+
+    async def _main(self, keeper: Keeper) -> None:
+        asked = 0
+
+        async def receive() -> Message:
+            nonlocal asked
+            asked += 1
+            if asked == 1:
+                return {"type": "lifespan.startup"}
+            await keeper.told()
+            return {"type": "lifespan.shutdown"}
+
+        async def send(message: Message) -> None:
+            kind = message["type"]
+            if kind == "lifespan.startup.complete":
+                self._startup = message
+                keeper.ready()
+            elif kind == "lifespan.startup.failed":
+                self._startup = message
+            elif kind in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+                self._shutdown = message
+            else:
+                raise _NotLifespan(kind)
+
+        try:
+            await self.app(self.scope, receive, send)
+        except _NotLifespan:
+            self.supported = False
+        except Exception:
+            # Django and many plain apps raise at the sight of the scope. That is not a failure.
+            self.supported = asked > 0
+            if self.supported:
+                raise
+        if self._startup is None and not self.supported or asked == 0:
+            keeper.ready()
+            await keeper.told()
+
+
+class lifespan_of:
+    """Run the lifespan of *app* by its protocol, as a server would, for an ``async with`` block.
+
+    The value is the state that its startup left.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._lifespan = _Lifespan(app, _lifespan_scope())
+
+    async def __aenter__(self) -> dict[str, Any]:
+        answer = await self._lifespan.start()
+        if answer["type"] != "lifespan.startup.complete":
+            raise self._lifespan.error or RuntimeError(answer.get("message") or "startup failed")
+        state: dict[str, Any] = self._lifespan.scope["state"]
+        return state
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._lifespan.stop()
+        if self._lifespan.error is not None:
+            raise self._lifespan.error
+
+
+class _NotLifespan(Exception):
+    """The app took the lifespan scope for something else."""
+
+
+def _lifespan_scope() -> dict[str, Any]:
+    return {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
+
+
+async def _refuse(scope: Scope, send: Send, status: int, code: int, why: str) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": code, "reason": why[:120]})
+        return
+    body = f"lifeguard: {why}\n".encode()
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
+    if status == 503:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class _Client:
+    """Reads ahead of the app, so that a disconnect is noticed while the app does something else."""
+
+    def __init__(self, receive: Receive) -> None:
+        import anyio
+
+        self._receive = receive
+        self._messages: list[Message] = []
+        self._arrived = anyio.Event()
+        self._wanted = anyio.Event()
+        self._new_event = anyio.Event
+        self.gone = False
+        self.error: BaseException | None = None
+
+    async def watch(self, cancel: Callable[[], object]) -> None:
+        while True:
+            message = await self._receive()
+            self._messages.append(message)
+            self._arrived.set()
+            if message["type"] == "http.disconnect":
+                self.gone = True
+                cancel()
+                return
+            if message.get("more_body", False):  # an upload is read at the app's own pace
+                await self._wanted.wait()
+                self._wanted = self._new_event()
+
+    async def receive(self) -> Message:
+        while not self._messages:
+            self._wanted.set()
+            await self._arrived.wait()
+            self._arrived = self._new_event()
+        message = self._messages[0]
+        if message["type"] != "http.disconnect":  # that one is true for ever
+            self._messages.pop(0)
+        return message
+
+    async def run(self, app: ASGIApp, scope: Scope, send: Send) -> None:
+        try:
+            await app(scope, self.receive, send)
+        except Exception as exc:  # raised outside of the task group, which would wrap it
+            self.error = exc
+
+
+def _cancelled_with_client(app: ASGIApp) -> ASGIApp:
+    """Cancel the app when its HTTP client is gone.
+
+    The server's ``receive`` is read ahead by at most one message, and only once the request body
+    is complete, so that an upload is still read at the app's own pace.
+    """
+
+    async def run(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        client = _Client(receive)
+        task = current_task()
+        if task is None:
+            import anyio
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(client.watch, group.cancel_scope.cancel)
+                await client.run(app, scope, send)
+                group.cancel_scope.cancel()
+            if client.error is not None:
+                raise client.error
+            return
+        loop = running_loop()
+        assert loop is not None
+        watcher = loop.create_task(client.watch(task.cancel))
+        try:
+            await app(scope, client.receive, send)
+        except BaseException as exc:
+            if client.gone and type(exc).__name__ == "CancelledError":
+                task.uncancel()  # it was ours, and it has done what it was for
+                return
+            raise
+        finally:
+            watcher.cancel()
+
+    return run

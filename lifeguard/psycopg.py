@@ -1,0 +1,425 @@
+"""psycopg_pool: pools that open once per worker, survive forks and closed loops, and know who
+holds a connection.
+
+A pool that is given to lifeguard stays the object it was, of a subclass of the class it was:
+``getconn`` and ``putconn`` are overridden, which every other way of borrowing goes through. A
+borrow inside a unit is an exit on that unit; one outside of all units is none of our business.
+
+Where psycopg_pool has no public way, private names are used (``_pool``, ``_closed``, ``_workers``
+and those that ``_rewind`` lists): tests/test_psycopg.py checks that the installed version has
+them, and without them the pool still opens and closes by its public methods.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import psycopg_pool
+from psycopg import BaseConnection
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+from ._core import fork
+from ._core.errors import WrongProcessError, explain
+from ._core.lifetime import Call
+from ._core.observer import logger
+from ._core.resource import Adapter
+from ._core.shield import current_task, running_loop
+from ._core.unit import Borrow
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+    from types import FrameType
+
+    from ._core.guard import Guard
+    from ._core.lifetime import Exit
+
+    AnyPool = ConnectionPool[Any] | AsyncConnectionPool[Any]
+
+_frame = sys._getframe
+
+
+def adapt(obj: object, guard: Guard) -> Adapter | None:
+    """The adapter of a pool. None for what is not one."""
+    known = getattr(obj, "_lifeguard", None)
+    if isinstance(known, PoolAdapter):
+        return known
+    if isinstance(obj, ConnectionPool):
+        return PoolAdapter(obj, guard)
+    if isinstance(obj, AsyncConnectionPool):
+        return AsyncPoolAdapter(obj, guard)
+    return None
+
+
+class PoolAdapter(Adapter):
+    """A ``ConnectionPool``, also a null one."""
+
+    awaits = False
+
+    def __init__(self, pool: AnyPool, guard: Guard) -> None:
+        self.obj: Any = pool
+        self.guard = guard
+        self.pid = os.getpid()
+        self.reopens = False  # it was open when this process was forked off
+        pool._lifeguard = self  # type: ignore[union-attr]
+        pool.__class__ = _tracked(type(pool))
+        fork.watch(guard)
+
+    @property
+    def name(self) -> str:
+        return str(self.obj.name)
+
+    # -- opening and closing -------------------------------------------------------------------
+
+    def open(self, awaits: bool, seconds: float) -> tuple[Any, Exit] | Awaitable[tuple[Any, Exit]]:
+        pool: ConnectionPool[Any] = self.obj
+        if pool.closed:
+            if getattr(pool, "_opened", False):  # an earlier worker of this process had it
+                self._rewind()
+            self._try_to_connect()
+            pool.open(wait=True, timeout=seconds)
+        self.reopens = False
+        return pool, Call(self._close, awaits=False)
+
+    def _try_to_connect(self) -> None:
+        """Fail now and say why. The pool would retry in the background and hide the cause."""
+        pool: ConnectionPool[Any] = self.obj
+        try:
+            pool.connection_class.connect(_value(pool.conninfo), **_value(pool.kwargs)).close()
+        except Exception as exc:
+            exc.add_note(f"pool {self.name!r} connects to {_host(pool)}")
+            raise
+
+    def _close(self) -> None:
+        try:
+            self.obj.close(timeout=self.guard.grace)
+        finally:
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Close the connections that are still in the pool. Needs neither loop nor lock."""
+        idle = getattr(self.obj, "_pool", None)
+        self.obj._closed = True
+        while idle:
+            _cut(idle.popleft())
+
+    def can_abandon(self) -> bool:
+        return True
+
+    # -- borrowing -----------------------------------------------------------------------------
+
+    def take_back(self, conn: BaseConnection[Any], awaits: bool) -> object:
+        """Close what is out and free its place. Closed, never recycled: somebody may hold it."""
+        if self._take(conn):
+            _base(self.obj).putconn(self.obj, conn)
+            conn._pool = None  # the pool accepts a closed connection twice, and grows by one
+        return None
+
+    def _take(self, conn: Any) -> bool:
+        """Close *conn*, whose return is then a matter of book-keeping. False if it is not out."""
+        conn._lifeguard = None  # a stale holder may still call putconn()
+        if getattr(conn, "_pool", None) is not self.obj:
+            return False
+        _cut(conn)
+        conn._pool = self.obj
+        return True
+
+    # -- fork ----------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """In a forked child: cut the sockets off here, leave the parent's alone, start anew."""
+        if self.pid == os.getpid():
+            return
+        pool: Any = self.obj
+        try:
+            was_open = not pool.closed
+            for conn in list(pool._pool):
+                _sever(conn)
+            fork.keep((list(pool._pool), list(pool._workers), pool._sched_runner, pool._waiting))
+            fork.keep((getattr(pool, "_tasks", None), getattr(pool, "_sched", None)))
+            self._rewind()
+        except AttributeError:
+            _poison(pool)
+            return
+        self.pid = os.getpid()
+        self.reopens = was_open
+
+    def _rewind(self) -> None:
+        """Make the pool what its constructor made it: not open yet."""
+        pool: Any = self.obj
+        pool._pool = deque()
+        pool._waiting = deque()
+        pool._workers = []
+        pool._sched_runner = None
+        pool._pool_full_event = None
+        pool._nconns = pool._nconns_min = pool._min_size
+        pool._growing = False
+        pool._drained_at = 0.0
+        if hasattr(pool, "_lock"):
+            pool._lock = type(pool._lock)()
+        pool._opened = False
+        pool._closed = True
+
+
+class AsyncPoolAdapter(PoolAdapter):
+    """An ``AsyncConnectionPool``, also a null one."""
+
+    awaits = True
+
+    def open(self, awaits: bool, seconds: float) -> Awaitable[tuple[Any, Exit]]:
+        return self._aopen(seconds)
+
+    async def _aopen(self, seconds: float) -> tuple[Any, Exit]:
+        pool: AsyncConnectionPool[Any] = self.obj
+        if not pool.closed and _loop_of(pool) is not running_loop():
+            # Its worker tasks ended with another loop. It could neither grow nor close.
+            self.sweep()
+        if pool.closed:
+            if getattr(pool, "_opened", False):
+                self._rewind()
+            await self._try_to_aconnect()
+            await pool.open(wait=True, timeout=seconds)
+        self.reopens = False
+        return pool, _CloseAsync(self)
+
+    async def _try_to_aconnect(self) -> None:
+        pool: AsyncConnectionPool[Any] = self.obj
+        try:
+            conn = await pool.connection_class.connect(
+                await _avalue(pool.conninfo), **await _avalue(pool.kwargs)
+            )
+        except Exception as exc:
+            exc.add_note(f"pool {self.name!r} connects to {_host(pool)}")
+            raise
+        await conn.close()
+
+    def take_back(self, conn: BaseConnection[Any], awaits: bool) -> object:
+        if not self._take(conn):
+            return None
+        if awaits:
+            return self._put(conn)
+        loop = _loop_of(self.obj)
+        if loop is not None and loop.is_running():  # the connection is shut; its place follows
+            loop.call_soon_threadsafe(loop.create_task, self._put(conn))
+        return None
+
+    async def _put(self, conn: Any) -> None:
+        await _base(self.obj).putconn(self.obj, conn)
+        conn._pool = None
+
+    async def _aclose(self) -> None:
+        try:
+            await self.obj.close(timeout=self.guard.grace)
+        finally:
+            # close() that is cancelled, or runs when the pool's tasks are gone, leaves them open
+            self.sweep()
+
+
+class _CloseAsync(Call):
+    """Closes an async pool, with or without its loop."""
+
+    __slots__ = ("adapter",)
+
+    def __init__(self, adapter: AsyncPoolAdapter) -> None:
+        super().__init__(adapter._aclose, awaits=True)
+        self.adapter = adapter
+
+    def abandon(self) -> object:
+        return self.adapter.sweep()
+
+    def __str__(self) -> str:
+        return f"close of pool {self.adapter.name!r}"
+
+
+# -- the tracked classes --------------------------------------------------------------------------
+
+
+_classes: dict[type, type] = {}
+
+
+def _base(pool: Any) -> Any:
+    """The class that *pool* was of, with the original ``putconn``."""
+    return type(pool).__base__
+
+
+def _tracked(cls: type) -> type:
+    """The subclass of *cls* that notes borrows. One per class, and not twice."""
+    if cls in _classes.values():
+        return cls
+    tracked = _classes.get(cls)
+    if tracked is None:
+        make = _make_async if issubclass(cls, AsyncConnectionPool) else _make_sync
+        tracked = _classes[cls] = make(cls)
+        tracked.__module__, tracked.__qualname__ = cls.__module__, cls.__qualname__
+    return tracked
+
+
+def _make_sync(cls: Any) -> type:
+    base_getconn, base_putconn = cls.getconn, cls.putconn
+
+    class Tracked(cls):  # type: ignore[misc]
+        __doc__ = cls.__doc__
+        __slots__ = ()
+
+        def getconn(self, timeout: float | None = None) -> Any:
+            adapter: PoolAdapter = self._lifeguard
+            if adapter.reopens:
+                self.open()
+                adapter.reopens = False
+            conn = base_getconn(self, timeout)
+            unit = adapter.guard.unit_for_borrow()
+            if unit is not None:
+                _note(adapter, unit, conn, _frame(1))
+            return conn
+
+        def putconn(self, conn: Any) -> None:
+            borrow = getattr(conn, "_lifeguard", _NOT_OURS)
+            if borrow is not _NOT_OURS and not _returns(borrow, conn):
+                return
+            base_putconn(self, conn)
+
+    Tracked.__name__ = cls.__name__
+    return Tracked
+
+
+def _make_async(cls: Any) -> type:
+    base_getconn, base_putconn = cls.getconn, cls.putconn
+
+    class Tracked(cls):  # type: ignore[misc]
+        __doc__ = cls.__doc__
+        __slots__ = ()
+
+        async def getconn(self, timeout: float | None = None) -> Any:
+            adapter: PoolAdapter = self._lifeguard
+            if adapter.reopens:
+                await self.open()
+                adapter.reopens = False
+            conn = await base_getconn(self, timeout)
+            unit = adapter.guard.unit_for_borrow()
+            if unit is not None:
+                _note(adapter, unit, conn, _frame(1)).task = current_task()
+            return conn
+
+        async def putconn(self, conn: Any) -> None:
+            borrow = getattr(conn, "_lifeguard", _NOT_OURS)
+            if borrow is not _NOT_OURS and not _returns(borrow, conn):
+                return
+            await base_putconn(self, conn)
+
+    Tracked.__name__ = cls.__name__
+    return Tracked
+
+
+_NOT_OURS: Any = object()
+
+
+def _note(adapter: PoolAdapter, unit: Any, conn: Any, frame: FrameType | None) -> Borrow:
+    out = Borrow()
+    out.unit = unit
+    out.lender = adapter
+    out.thing = conn
+    out.task = None
+    frames: list[Any] = []
+    depth = adapter.guard.stack
+    while depth and frame is not None:
+        frames.append(frame.f_code)
+        frames.append(frame.f_lasti)
+        frame = frame.f_back
+        depth -= 1
+    out.frames = frames
+    conn._lifeguard = out
+    unit.append(out)
+    return out
+
+
+def _returns(borrow: Any, conn: Any) -> bool:
+    """Take the note off. False if the connection was taken back before: there is no more to do."""
+    if borrow is None:
+        # It was taken back, and this is the late return of a stale holder.
+        return not conn.closed
+    conn._lifeguard = _NOT_OURS
+    try:
+        borrow.unit.remove(borrow)
+    except ValueError:
+        return False  # the unit's end has it
+    return True
+
+
+# -- small questions ------------------------------------------------------------------------------
+
+
+def _cut(conn: Any) -> None:
+    """Close a connection without an event loop: Terminate is sent, the socket shut."""
+    conn._pool = None  # or close() would give it back to the pool
+    conn._closed = True  # no ResourceWarning from its destructor: it is closed
+    conn.pgconn.finish()
+
+
+def _sever(conn: Any) -> None:
+    """Let this process's copy of a connection's socket go. The server and the parent see nothing.
+
+    Closing would send a Terminate on the parent's connection. Pointing the descriptor at /dev/null
+    frees the socket, so that a dead parent's backend ends although this child lives on.
+    """
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+        try:
+            os.dup2(null, conn.pgconn.socket)
+        finally:
+            os.close(null)
+    except Exception as exc:  # closed already, or no socket yet
+        logger("worker").debug("nothing to sever: %s", explain(exc))
+
+
+def _poison(pool: Any) -> None:
+    """Where the pool cannot be made anew, using it raises at once, instead of sharing sockets."""
+
+    def refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise WrongProcessError(
+            f"pool {self.name!r} was opened before the fork, and this version of psycopg_pool "
+            f"({psycopg_pool.__version__}) cannot be opened anew in the child: make it with "
+            "open=False, or declare it with @lifeguard.resource"
+        )
+
+    pool.__class__ = type(
+        type(pool).__name__,
+        (type(pool),),
+        {"getconn": refuse, "connection": refuse, "open": refuse, "__slots__": ()},
+    )
+
+
+def _value(setting: Any) -> Any:
+    setting = setting() if callable(setting) else setting
+    return setting or {} if not isinstance(setting, str) else setting
+
+
+async def _avalue(setting: Any) -> Any:
+    setting = setting() if callable(setting) else setting
+    if hasattr(setting, "__await__"):
+        setting = await setting
+    return setting or {} if not isinstance(setting, str) else setting
+
+
+def _host(pool: Any) -> str:
+    """Where a pool connects to, without secrets."""
+    if callable(pool.conninfo):
+        return "an address made by a function"
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        known = conninfo_to_dict(pool.conninfo, **(pool.kwargs or {}))
+    except Exception:
+        return "an address that cannot be read"
+    parts = [f"{key}={known[key]}" for key in ("host", "hostaddr", "port", "dbname", "user") if known.get(key)]
+    return " ".join(parts) or "the default address of libpq"
+
+
+def _loop_of(pool: Any) -> Any:
+    """The loop an open async pool works on, or the running one where that cannot be told."""
+    for task in getattr(pool, "_workers", ()):
+        get_loop = getattr(task, "get_loop", None)
+        if get_loop is not None and not task.done():
+            return get_loop()
+    return None if getattr(pool, "_workers", None) else running_loop()

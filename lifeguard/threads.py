@@ -1,0 +1,247 @@
+"""Threads and tasks: one job, one unit, ended inside the job.
+
+Clean-up that belongs to a thread has to run in it, and in the job itself: a done-callback of a
+fast job runs in the thread that submitted it. This is also the file to copy for a new host: open
+the worker when the process is ready, bracket each piece of work with a unit.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextvars
+import functools
+
+from ._core.clock import now
+from ._core.errors import LifeguardError
+from ._core.lifetime import CLOSED, OPEN, describe, is_async
+from ._core.unit import Unit
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from concurrent.futures import Future
+    from typing import Any, ParamSpec, TypeVar
+
+    from ._core.guard import Guard
+    from ._core.worker import Worker
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
+
+__all__ = ["ThreadPoolExecutor"]
+
+
+class Job(Unit):
+    """The unit of one call of a task, or of one job of an executor."""
+
+    __slots__ = ()
+
+    __init__ = list.__init__  # type: ignore[assignment]  # made on the hot path, set there
+    awaits = False
+
+
+class AsyncJob(Job):
+    """The unit of one call of an async task."""
+
+    __slots__ = ()
+
+    awaits = True
+
+
+def make_task(guard: Guard, func: Any) -> Any:
+    """See :meth:`lifeguard.task`. Two hot paths: see bench/ before you touch them."""
+    _check_task(func)
+    current = guard.current
+    set_current, reset_current = current.set, current.reset
+
+    if is_async(func):
+
+        @functools.wraps(func)
+        async def lifeguard_task(*args: Any, **kwargs: Any) -> Any:
+            worker = guard._worker
+            if not worker.serving:
+                worker = await guard.aworker_for_unit()
+            unit = AsyncJob()
+            unit.state = OPEN
+            unit.source = func
+            unit.worker = worker
+            unit.started = now()
+            worker.units.add(unit)
+            token = set_current(unit)
+            try:
+                result = await func(*args, **kwargs)
+            except GeneratorExit:
+                unit.state = CLOSED
+                unit.drop()
+                raise
+            except BaseException as exc:
+                reset_current(token)
+                unit.state = CLOSED
+                if unit:
+                    await unit.aconclude(exc)
+                worker.units.discard(unit)
+                raise
+            reset_current(token)
+            unit.state = CLOSED
+            if unit:
+                await unit.aconclude(None)
+            worker.units.discard(unit)
+            return result
+
+        return lifeguard_task
+
+    @functools.wraps(func)
+    def lifeguard_task_sync(*args: Any, **kwargs: Any) -> Any:
+        worker = guard._worker
+        if not worker.serving:
+            worker = guard.worker_for_unit()
+        unit = Job()
+        unit.state = OPEN
+        unit.source = func
+        unit.worker = worker
+        unit.started = now()
+        units = worker.units
+        units.add(unit)
+        token = set_current(unit)
+        try:
+            result = func(*args, **kwargs)
+        except BaseException as exc:
+            reset_current(token)
+            unit.state = CLOSED
+            if unit:
+                unit.conclude(exc)
+            units.discard(unit)
+            raise
+        reset_current(token)
+        unit.state = CLOSED
+        if unit:
+            unit.conclude(None)
+        units.discard(unit)
+        return result
+
+    return lifeguard_task_sync
+
+
+def _check_task(func: Any) -> None:
+    code = getattr(getattr(func, "__func__", func), "__code__", None)
+    if isinstance(func, (staticmethod, classmethod)):
+        raise TypeError(
+            f"@lifeguard.task cannot see into @{type(func).__name__}: put "
+            f"@{type(func).__name__} above @lifeguard.task"
+        )
+    if isinstance(func, type):
+        raise TypeError(
+            f"@lifeguard.task takes a function, not the class {func.__qualname__}: decorate the "
+            "method that does the work"
+        )
+    if not callable(func):
+        raise TypeError(f"@lifeguard.task takes a function, not {func!r}")
+    if code is not None and code.co_flags & 0x220:  # CO_GENERATOR, CO_ASYNC_GENERATOR
+        raise TypeError(
+            f"@lifeguard.task cannot guard the generator {describe(func)}: its body runs whenever "
+            "somebody asks for the next item. Put `with lifeguard.unit():` inside it"
+        )
+
+
+class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
+    """``concurrent.futures.ThreadPoolExecutor``, and each job is a unit.
+
+    What a job borrowed is back before its future is done, and its callbacks ran in its thread.
+    With *propagate_context* a job sees the context variables of whoever submitted it, as with
+    ``asyncio.to_thread``. Everything else is as in the standard library.
+
+    Example::
+
+        with lifeguard.ThreadPoolExecutor(max_workers=8) as executor:
+            executor.map(import_row, rows)
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        thread_name_prefix: str = "",
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        guard: Guard | None = None,
+        propagate_context: bool = False,
+    ) -> None:
+        if guard is None:
+            from . import _default as guard
+        super().__init__(max_workers, thread_name_prefix, initializer, initargs)
+        self._guard = guard
+        self._propagate = propagate_context
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Run ``fn(*args, **kwargs)`` in a thread, as one unit. See the standard library."""
+        if not self._propagate:
+            return super().submit(_run_job, self._guard, fn, args, kwargs)
+        context = contextvars.copy_context()
+        return super().submit(context.run, _run_job, self._guard, fn, args, kwargs)  # type: ignore[arg-type]
+
+
+def _run_job(guard: Guard, fn: Callable[..., R], args: Any, kwargs: Any) -> R:
+    worker = guard._worker
+    if not worker.serving:
+        worker = guard.worker_for_unit()
+    outer = guard.current.get()
+    unit = Job()
+    unit.state = OPEN
+    unit.source = fn
+    unit.worker = worker
+    unit.started = now()
+    worker.units.add(unit)
+    token = guard.current.set(unit)
+    try:
+        result = fn(*args, **kwargs)
+    except BaseException as exc:
+        _end_job(unit, outer, exc)
+        raise
+    else:
+        _end_job(unit, outer, None)
+        return result
+    finally:
+        guard.current.reset(token)
+        fn = args = kwargs = None  # type: ignore[assignment]  # no cycle through a traceback
+
+
+def _end_job(unit: Job, outer: Unit | None, exc: BaseException | None) -> None:
+    if unit and outer is not None and outer.state is OPEN:
+        # A request that borrows in one job and gives back in another holds it, not the job.
+        unit.give_to(outer)
+    unit.conclude(exc)
+
+
+def guard_default_executor(worker: Worker) -> None:
+    """Make the jobs of this loop's default executor units: to_thread, run_in_executor(None).
+
+    An executor that somebody has set already stays, and its ``submit`` is guarded.
+    """
+    loop = worker.loop
+    if loop is None:
+        return
+    existing = getattr(loop, "_default_executor", None)
+    if existing is None:
+        loop.set_default_executor(
+            ThreadPoolExecutor(thread_name_prefix="asyncio", guard=worker.guard)
+        )
+    elif not isinstance(existing, ThreadPoolExecutor):
+        guard_executor(worker.guard, existing)
+
+
+def guard_executor(guard: Guard, executor: Any) -> None:
+    """Make the jobs of an executor that somebody else made units of *guard*."""
+    submit = executor.submit
+    if getattr(submit, "lifeguard_key", None) == guard.key:
+        return
+
+    @functools.wraps(submit)
+    def submit_unit(fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return submit(_run_job, guard, fn, args, kwargs)
+
+    submit_unit.lifeguard_key = guard.key  # type: ignore[attr-defined]
+    executor.submit = submit_unit
+
+
+_unused = LifeguardError

@@ -1,0 +1,272 @@
+"""WSGI: one unit per request, ended in the thread that served it.
+
+WSGI puts the end of a request into ``close()`` of the returned iterable, and leaves calling it to
+the server. Servers have forgotten it, called it on another object, or in another thread (granian
+before 1.5, granian#306). So whatever is complete when the app returns is ended there and then:
+lists and tuples, bodies that are lists underneath (Django), and short ones whose length the app
+declared (Flask). Only what really streams keeps its unit until it is exhausted, closed or dropped,
+whichever comes first.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+
+from ._core.clock import now
+from ._core.errors import ClosedError
+from ._core.lifetime import CLOSED, OPEN
+from ._core.observer import logger
+from ._core.unit import Unit
+from ._core.worker import Worker, failed_to_open
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
+
+    from ._core.guard import Guard
+    from ._core.resource import Resource
+
+    Environ = dict[str, Any]
+    StartResponse = Callable[..., Any]
+    WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+__all__ = ["Middleware"]
+
+#: Bodies with a declared length up to this are read in the app's thread. Longer ones stream.
+WHOLE = 256 * 1024
+
+
+class Request(Unit):
+    """The unit of one WSGI request."""
+
+    __slots__ = ("headers", "respond")
+
+    __init__ = list.__init__  # type: ignore[assignment]  # the closure below sets what it needs
+    awaits = False
+
+    headers: Any
+    respond: StartResponse
+
+    def start(self, status: str, headers: Any, exc_info: Any = None) -> Any:
+        """The ``start_response`` that the app sees: the server's, and the headers are noted."""
+        self.headers = headers
+        if exc_info is None:
+            return self.respond(status, headers)
+        return self.respond(status, headers, exc_info)
+
+    @property
+    def name(self) -> str:
+        environ = self.source
+        path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        return f"{environ.get('REQUEST_METHOD', 'GET')} {path}"
+
+
+class Middleware:
+    """``lifeguard.wrap`` where a framework wants a middleware class. See :func:`lifeguard.wrap`."""
+
+    __slots__ = ("_app", "app")
+
+    def __init__(
+        self, app: WSGIApp, *, guard: Guard | None = None, resources: Iterable[object] = ()
+    ) -> None:
+        if guard is None:
+            from . import _default as guard
+        self.app = app
+        self._app = wrap_wsgi(app, guard, [guard.adopt(obj) for obj in resources])
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        return self._app(environ, start_response)
+
+
+def wrap_wsgi(app: WSGIApp, guard: Guard, resources: list[Resource[Any]]) -> WSGIApp:
+    """Guard a WSGI app. The closure is the hot path: see bench/ before you touch it."""
+    key = guard.key
+    current = guard.current
+    set_current, reset_current = current.set, current.reset
+    worker = Worker(guard, awaits=False)  # not open, so that the first request opens one
+
+    def lifeguard_wsgi(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        nonlocal worker
+        if not worker.serving or key in environ:
+            if key in environ:  # wrapped twice: the outer one has it
+                return app(environ, start_response)
+            try:
+                worker = guard.acquire(resources)
+            except Exception as exc:
+                return _refuse(environ, start_response, exc)
+        environ[key] = True
+        unit = Request()
+        unit.state = OPEN
+        unit.source = environ
+        unit.worker = worker
+        unit.started = now()
+        unit.respond = start_response
+        unit.headers = None
+        units = worker.units
+        units.add(unit)
+        token = set_current(unit)
+        try:
+            body = app(environ, unit.start)
+            if type(body) is not list:
+                # The unit stays current while the body runs: it may be the app's code.
+                body = _whole_or_streaming(body, unit, environ)
+                if type(body) is _Body or type(body) is _SizedBody:
+                    return body
+        except BaseException as exc:
+            reset_current(token)
+            unit.state = CLOSED
+            if unit:
+                unit.conclude(exc)
+            units.discard(unit)
+            raise
+        reset_current(token)
+        unit.state = CLOSED
+        if unit:
+            unit.conclude(None)
+        units.discard(unit)
+        return body
+
+    return lifeguard_wsgi
+
+
+def _whole_or_streaming(body: Any, unit: Request, environ: Environ) -> Any:
+    """*body* as a list, if it is complete already; as it is, if the server knows it better than
+    we do; else guarded."""
+    kind = type(body)
+    if kind is tuple:
+        return body
+    wrapper = environ.get("wsgi.file_wrapper")
+    if wrapper is not None and (isinstance(wrapper, type) and isinstance(body, wrapper)):
+        file = getattr(body, "filelike", None) or getattr(body, "file", None)
+        if _is_file(file):
+            return body  # the server sends the file itself, and no code of the app runs any more
+    elif _is_file(body):
+        return body
+    iterator = iter(body)
+    if type(iterator) in _LISTS:  # Django's HttpResponse, list subclasses: all of it is there
+        chunks = list(iterator)
+        _close(body)
+        return chunks
+    length = _declared_length(unit.headers)
+    if length is not None and length <= WHOLE:
+        chunks, complete = _read(body, iterator, length)
+        if complete:
+            _close(body)
+            return chunks
+        iterator = chain(chunks, iterator)
+    return (_SizedBody if hasattr(body, "__len__") else _Body)(unit, body, iterator)
+
+
+def _declared_length(headers: Any) -> int | None:
+    for name, value in headers or ():
+        if isinstance(name, str) and name.lower() == "content-length":
+            return int(value) if isinstance(value, str) and value.isdigit() else None
+    return None
+
+
+def _read(body: Any, iterator: Iterator[bytes], length: int) -> tuple[list[bytes], bool]:
+    """Read a body that promised *length* bytes. False with what was read, if it broke its word:
+    the server then meets the rest, and handles it in its own way."""
+    chunks: list[bytes] = []
+    left = length
+    try:
+        for chunk in iterator:
+            chunks.append(chunk)
+            if not isinstance(chunk, bytes):
+                return chunks, False
+            left -= len(chunk)
+            if left < 0 or (not chunk and len(chunks) > 1000):
+                return chunks, False
+    except BaseException:
+        _close(body)
+        raise
+    return chunks, True
+
+
+_LISTS = (type(iter([])), type(iter(())))
+
+
+def _is_file(obj: object) -> bool:
+    fileno = getattr(obj, "fileno", None)
+    if fileno is None:
+        return False
+    try:
+        fileno()
+    except (OSError, ValueError, AttributeError):  # io.UnsupportedOperation is an OSError
+        return False
+    return True
+
+
+def _close(body: object) -> None:
+    close = getattr(body, "close", None)
+    if close is not None:
+        close()
+
+
+class _Body:
+    """A body that streams. No Python frame of ours runs per chunk.
+
+    ``__iter__`` hands out a C iterator over the app's chunks, and one step more behind the last of
+    them, which ends the unit.
+    """
+
+    __slots__ = ("_body", "_chunks", "_unit")
+
+    def __init__(self, unit: Request, body: Any, iterator: Iterator[bytes]) -> None:
+        self._unit = unit
+        self._body = body
+        self._chunks = chain(iterator, self._after())
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def _after(self) -> Iterator[bytes]:
+        self._end()
+        return
+        yield b""
+
+    def close(self) -> None:
+        try:
+            _close(self._body)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        unit = self._unit
+        guard = unit.worker.guard
+        if guard.current.get() is unit:
+            guard.current.set(None)
+        unit.conclude(None)
+
+    def __del__(self) -> None:
+        if self._unit.state is OPEN:
+            self.close()
+
+
+class _SizedBody(_Body):
+    """The same for a body with a length: servers derive headers from it."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return len(self._body)
+
+
+def _refuse(environ: Environ, start_response: StartResponse, exc: Exception) -> Iterable[bytes]:
+    closing = isinstance(exc, ClosedError)
+    if not closing:
+        logger("worker").error(
+            "the worker could not be opened, so %s %s was answered with 500: %s",
+            environ.get("REQUEST_METHOD", ""),
+            environ.get("PATH_INFO", ""),
+            failed_to_open(exc),
+            exc_info=exc,
+        )
+    why = str(exc) if closing else "The worker of this app could not be opened: see its log."
+    body = f"lifeguard: {why}\n".encode()
+    headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+    status = "503 Service Unavailable" if closing else "500 Internal Server Error"
+    start_response(status, headers)
+    return [body]
+
