@@ -112,4 +112,3 @@ def _mounted(app: Any) -> list[Any]:
         found.append(sub)
         routes += list(getattr(sub, "routes", ()) or ())
     return found
-

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ._core import ends
 from ._core.guard import Guard
-from ._core.resource import adapters, caller
+from ._core.resource import adapters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any, ParamSpec, TypeVar, overload
 
     from ._core.resource import Resource
+    from ._core.worker import Worker
 
     P = ParamSpec("P")
     R = TypeVar("R")
@@ -61,6 +62,14 @@ class Lifeguard(Guard):
             return wrap_asgi(double_to_single_callable(app), self, opened)  # type: ignore[return-value, no-untyped-call]
         return wrap_asgi(app, self, opened)  # type: ignore[return-value]
 
+    async def aacquire(self, resources: Iterable[Resource[Any]] = ()) -> Worker:
+        """Open the worker, or join it. The jobs of the loop's default executor become units."""
+        worker = await super().aacquire(resources)
+        from .threads import guard_default_executor
+
+        guard_default_executor(worker)
+        return worker
+
     if TYPE_CHECKING:
 
         @overload
@@ -77,10 +86,10 @@ class Lifeguard(Guard):
         ) -> Callable[[AppT], AbstractAsyncContextManager[StateT]]: ...
         @overload
         def lifespan(
-            self, *, resources: Iterable[object] = (), mounts: bool | Iterable[Any] = False
+            self, /, *, resources: Iterable[object] = (), mounts: bool | Iterable[Any] = False
         ) -> Callable[
-            [Callable[[AppT], AsyncIterator[StateT]]],
-            Callable[[AppT], AbstractAsyncContextManager[StateT]],
+            [Callable[[Any], AsyncIterator[StateT]]],
+            Callable[[Any], AbstractAsyncContextManager[StateT]],
         ]: ...
 
     def lifespan(
@@ -124,7 +133,8 @@ class Lifeguard(Guard):
         """
         from .threads import make_task
 
-        return make_task(self, func)
+        task: Callable[P, R] = make_task(self, func)
+        return task
 
 
 def _as_resources(resources: Iterable[object]) -> list[object]:
@@ -135,7 +145,7 @@ def _as_resources(resources: Iterable[object]) -> list[object]:
     return list(resources)
 
 
-_WHAT_TO_PASS = (
+_EXPECTED = (
     "pass an ASGI app (`async def app(scope, receive, send)`, FastAPI(), Starlette(), "
     "get_asgi_application()) or a WSGI app (`def app(environ, start_response)`, flask_app.wsgi_app)"
 )
@@ -146,7 +156,7 @@ def _kind_of_app(app: Any) -> str:
     import inspect
 
     def wrong(what: str) -> TypeError:
-        return TypeError(f"lifeguard.wrap() got {what}: {_WHAT_TO_PASS}")
+        return TypeError(f"lifeguard.wrap() got {what}: {_EXPECTED}")
 
     if app is None:
         raise wrong("None")
@@ -189,13 +199,10 @@ def _required(parameters: Mapping[str, Any]) -> list[str]:
 def _is_async(inspect: Any, app: Any) -> bool:
     while hasattr(app, "func"):
         app = app.func
-    return inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(
-        getattr(type(app), "__call__", None) if not inspect.isroutine(app) else None
-    )
+    if inspect.isroutine(app):
+        return bool(inspect.iscoroutinefunction(app))
+    return bool(inspect.iscoroutinefunction(type(app).__call__))
 
 
 def _takes_anything(inspect: Any, signature: Any) -> bool:
     return any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in signature.parameters.values())
-
-
-_unused = caller

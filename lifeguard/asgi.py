@@ -41,7 +41,7 @@ class Request(Unit):
 
     __slots__ = ()
 
-    __init__ = list.__init__  # type: ignore[assignment]  # the closure below sets what it needs
+    __init__ = list.__init__  # the closure below sets what it needs
     awaits = True
 
     @property
@@ -66,8 +66,9 @@ class Middleware:
     def __init__(
         self, app: ASGIApp, *, guard: Guard | None = None, resources: Iterable[object] = ()
     ) -> None:
-        if guard is None:
-            from . import _default as guard
+        from . import _default
+
+        guard = guard or _default
         self.app = app
         self._app = wrap_asgi(app, guard, [guard.adopt(obj) for obj in resources])
 
@@ -103,6 +104,9 @@ def wrap_asgi(app: ASGIApp, guard: Guard, resources: list[Resource[Any]]) -> ASG
         try:
             await run(scope, receive, send)
         except GeneratorExit:  # the coroutine is thrown away, maybe in another context
+            scope.pop(key, None)
+            if current.get() is unit:
+                current.set(None)
             unit.state = CLOSED
             unit.drop()
             raise
@@ -333,7 +337,7 @@ class _Lifespan:
             self.supported = asked > 0
             if self.supported:
                 raise
-        if self._startup is None and not self.supported or asked == 0:
+        if self._startup is None and (asked == 0 or not self.supported):
             keeper.ready()
             await keeper.told()
 
@@ -373,7 +377,10 @@ async def _refuse(scope: Scope, send: Send, status: int, code: int, why: str) ->
         await send({"type": "websocket.close", "code": code, "reason": why[:120]})
         return
     body = f"lifeguard: {why}\n".encode()
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", b"%d" % len(body)),
+    ]
     if status == 503:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -18,7 +18,6 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import psycopg_pool
-from psycopg import BaseConnection
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from ._core import fork
@@ -32,6 +31,8 @@ from ._core.unit import Borrow
 if TYPE_CHECKING:
     from collections.abc import Awaitable
     from types import FrameType
+
+    from psycopg import BaseConnection
 
     from ._core.guard import Guard
     from ._core.lifetime import Exit
@@ -227,7 +228,8 @@ class _CloseAsync(Call):
         self.adapter = adapter
 
     def abandon(self) -> object:
-        return self.adapter.sweep()
+        self.adapter.sweep()
+        return None
 
     def __str__(self) -> str:
         return f"close of pool {self.adapter.name!r}"
@@ -412,7 +414,8 @@ def _host(pool: Any) -> str:
         known = conninfo_to_dict(pool.conninfo, **(pool.kwargs or {}))
     except Exception:
         return "an address that cannot be read"
-    parts = [f"{key}={known[key]}" for key in ("host", "hostaddr", "port", "dbname", "user") if known.get(key)]
+    shown = ("host", "hostaddr", "port", "dbname", "user")
+    parts = [f"{key}={known[key]}" for key in shown if known.get(key)]
     return " ".join(parts) or "the default address of libpq"
 
 

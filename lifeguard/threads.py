@@ -10,9 +10,9 @@ from __future__ import annotations
 import concurrent.futures
 import contextvars
 import functools
+import weakref
 
 from ._core.clock import now
-from ._core.errors import LifeguardError
 from ._core.lifetime import CLOSED, OPEN, describe, is_async
 from ._core.unit import Unit
 
@@ -37,7 +37,7 @@ class Job(Unit):
 
     __slots__ = ()
 
-    __init__ = list.__init__  # type: ignore[assignment]  # made on the hot path, set there
+    __init__ = list.__init__  # made on the hot path, set there
     awaits = False
 
 
@@ -175,10 +175,11 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Run ``fn(*args, **kwargs)`` in a thread, as one unit. See the standard library."""
+        job: Any = _run_job
         if not self._propagate:
-            return super().submit(_run_job, self._guard, fn, args, kwargs)
+            return super().submit(job, self._guard, fn, args, kwargs)
         context = contextvars.copy_context()
-        return super().submit(context.run, _run_job, self._guard, fn, args, kwargs)  # type: ignore[arg-type]
+        return super().submit(context.run, job, self._guard, fn, args, kwargs)
 
 
 def _run_job(guard: Guard, fn: Callable[..., R], args: Any, kwargs: Any) -> R:
@@ -221,13 +222,18 @@ def guard_default_executor(worker: Worker) -> None:
     loop = worker.loop
     if loop is None:
         return
-    existing = getattr(loop, "_default_executor", None)
-    if existing is None:
-        loop.set_default_executor(
-            ThreadPoolExecutor(thread_name_prefix="asyncio", guard=worker.guard)
-        )
-    elif not isinstance(existing, ThreadPoolExecutor):
-        guard_executor(worker.guard, existing)
+    executor = getattr(loop, "_default_executor", None)  # uvloop keeps it to itself
+    if executor is None:
+        if loop in _guarded_loops:
+            return
+        # What the loop would make at the first job, made now.
+        executor = concurrent.futures.ThreadPoolExecutor(thread_name_prefix="asyncio")
+        loop.set_default_executor(executor)
+    _guarded_loops.add(loop)
+    guard_executor(worker.guard, executor)
+
+
+_guarded_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 
 
 def guard_executor(guard: Guard, executor: Any) -> None:
@@ -238,10 +244,9 @@ def guard_executor(guard: Guard, executor: Any) -> None:
 
     @functools.wraps(submit)
     def submit_unit(fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if not guard._worker.serving:  # nothing is open, so nothing can be left behind
+            return submit(fn, *args, **kwargs)
         return submit(_run_job, guard, fn, args, kwargs)
 
     submit_unit.lifeguard_key = guard.key  # type: ignore[attr-defined]
     executor.submit = submit_unit
-
-
-_unused = LifeguardError

@@ -13,7 +13,7 @@ from __future__ import annotations
 from itertools import chain
 
 from ._core.clock import now
-from ._core.errors import ClosedError
+from ._core.errors import ClosedError, UnclosedWarning
 from ._core.lifetime import CLOSED, OPEN
 from ._core.observer import logger
 from ._core.unit import Unit
@@ -22,6 +22,7 @@ from ._core.worker import Worker, failed_to_open
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from contextvars import Token
     from typing import Any
 
     from ._core.guard import Guard
@@ -42,7 +43,7 @@ class Request(Unit):
 
     __slots__ = ("headers", "respond")
 
-    __init__ = list.__init__  # type: ignore[assignment]  # the closure below sets what it needs
+    __init__ = list.__init__  # the closure below sets what it needs
     awaits = False
 
     headers: Any
@@ -70,8 +71,9 @@ class Middleware:
     def __init__(
         self, app: WSGIApp, *, guard: Guard | None = None, resources: Iterable[object] = ()
     ) -> None:
-        if guard is None:
-            from . import _default as guard
+        from . import _default
+
+        guard = guard or _default
         self.app = app
         self._app = wrap_wsgi(app, guard, [guard.adopt(obj) for obj in resources])
 
@@ -111,7 +113,8 @@ def wrap_wsgi(app: WSGIApp, guard: Guard, resources: list[Resource[Any]]) -> WSG
             if type(body) is not list:
                 # The unit stays current while the body runs: it may be the app's code.
                 body = _whole_or_streaming(body, unit, environ)
-                if type(body) is _Body or type(body) is _SizedBody:
+                if isinstance(body, _Body):
+                    body.token = token
                     return body
         except BaseException as exc:
             reset_current(token)
@@ -165,10 +168,10 @@ def _declared_length(headers: Any) -> int | None:
     return None
 
 
-def _read(body: Any, iterator: Iterator[bytes], length: int) -> tuple[list[bytes], bool]:
+def _read(body: Any, iterator: Iterator[Any], length: int) -> tuple[list[Any], bool]:
     """Read a body that promised *length* bytes. False with what was read, if it broke its word:
     the server then meets the rest, and handles it in its own way."""
-    chunks: list[bytes] = []
+    chunks: list[Any] = []
     left = length
     try:
         for chunk in iterator:
@@ -184,7 +187,7 @@ def _read(body: Any, iterator: Iterator[bytes], length: int) -> tuple[list[bytes
     return chunks, True
 
 
-_LISTS = (type(iter([])), type(iter(())))
+_LISTS: tuple[type, ...] = (type(iter([])), type(iter(())))
 
 
 def _is_file(obj: object) -> bool:
@@ -211,9 +214,10 @@ class _Body:
     them, which ends the unit.
     """
 
-    __slots__ = ("_body", "_chunks", "_unit")
+    __slots__ = ("_body", "_chunks", "_unit", "token")
 
     def __init__(self, unit: Request, body: Any, iterator: Iterator[bytes]) -> None:
+        self.token: Token[Unit | None] | None = None
         self._unit = unit
         self._body = body
         self._chunks = chain(iterator, self._after())
@@ -223,8 +227,7 @@ class _Body:
 
     def _after(self) -> Iterator[bytes]:
         self._end()
-        return
-        yield b""
+        yield from ()
 
     def close(self) -> None:
         try:
@@ -234,14 +237,28 @@ class _Body:
 
     def _end(self) -> None:
         unit = self._unit
-        guard = unit.worker.guard
-        if guard.current.get() is unit:
-            guard.current.set(None)
+        token, self.token = self.token, None
+        current = unit.worker.guard.current
+        if token is not None and current.get() is unit:
+            try:
+                current.reset(token)
+            except ValueError:  # the server goes on in another thread
+                current.set(None)
         unit.conclude(None)
 
     def __del__(self) -> None:
-        if self._unit.state is OPEN:
-            self.close()
+        if self._unit.state is not OPEN:
+            return
+        import warnings
+
+        name = self._unit.name
+        self.close()
+        warnings.warn(
+            f"the server dropped the response of {name} without closing it (PEP 3333 says it "
+            "must): its unit ended only now",
+            UnclosedWarning,
+            stacklevel=1,
+        )
 
 
 class _SizedBody(_Body):
@@ -269,4 +286,3 @@ def _refuse(environ: Environ, start_response: StartResponse, exc: Exception) -> 
     status = "503 Service Unavailable" if closing else "500 Internal Server Error"
     start_response(status, headers)
     return [body]
-

@@ -1,1 +1,1 @@
-"""The idea: two nested lifetimes, Worker and Unit. No framework, driver or protocol is named in here."""
+"""The idea: two nested lifetimes, Worker and Unit. Nothing in here knows a host or a driver."""

@@ -13,17 +13,24 @@ import weakref
 
 from . import ends, fork
 from .errors import ClosedError, LifeguardError, NotOpenError, explain
-from .lifetime import CLOSED, CLOSING, DISCARDED, NEW, OPEN, OPENING, describe
+from .lifetime import CLOSED, CLOSING, OPEN, OPENING
 from .observer import logger, tell
-from .resource import Resource, caller, check_definition, find_adapter, unique
-from .shield import current_task, running_loop, shielded, spawn
+from .resource import Resource, caller, check_definition, unique
+from .shield import current_task, shielded
 from .unit import Leak, Unit, unit_of_task, warn
 from .worker import Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable
-    from collections.abc import Iterator, Sequence
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterator,
+        Callable,
+        Generator,
+        Iterable,
+        Iterator,
+        Sequence,
+    )
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from types import TracebackType
     from typing import Any, ParamSpec, TypeVar, overload
@@ -67,7 +74,7 @@ class Guard:
         handle_sigterm: bool = True,
     ) -> None:
         for name, value in (("grace", grace), ("open_timeout", open_timeout), ("stack", stack)):
-            if not isinstance(value, (int, float)) or value < 0:
+            if not value >= 0:
                 raise ValueError(f"{name} must be a number of at least 0, not {value!r}")
         self.grace = grace
         self.open_timeout = open_timeout
@@ -289,13 +296,13 @@ class Guard:
 
     def worker_for_unit(self) -> Worker:
         worker = self._worker
-        if worker.serving or worker.state is OPENING:
-            return worker
+        if worker.serving or worker.state is OPENING or worker.state is CLOSING:
+            return worker  # also for what the worker's own opening and closing call
         return self.acquire()  # never left: the end of the process closes it
 
     async def aworker_for_unit(self) -> Worker:
         worker = self._worker
-        if worker.serving or worker.state is OPENING:
+        if worker.serving or worker.state is OPENING or worker.state is CLOSING:
             return worker
         return await shielded(self.aacquire)
 
@@ -423,6 +430,3 @@ class WorkerBlock:
 
 async def _identity(awaitable: Any) -> Any:
     return await awaitable
-
-
-_unused = (CLOSED, DISCARDED, NEW, describe, find_adapter, running_loop, spawn)

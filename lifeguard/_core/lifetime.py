@@ -243,9 +243,7 @@ class Lifetime(list["Exit"]):
             if errors:
                 raise summarize(f"{self} ended with errors", errors)
 
-    async def aclose(
-        self, exc: BaseException | None = None, *, grace: float | None = None
-    ) -> None:
+    async def aclose(self, exc: BaseException | None = None, *, grace: float | None = None) -> None:
         """The same where there is an event loop: sync and async exits, within *grace* seconds."""
         if self._claim():
             errors = await adrive(self._closing(exc), grace=grace)
@@ -378,7 +376,7 @@ def is_async(func: object) -> bool:
         func = inner
     code = getattr(func, "__code__", None)
     if code is None:
-        call = getattr(type(func), "__call__", None)
+        call = type(func).__call__ if callable(func) else None
         code = getattr(call, "__code__", None)
     if code is not None and code.co_flags & 0x80:  # inspect.CO_COROUTINE
         return True

@@ -20,13 +20,12 @@ if TYPE_CHECKING:
 
     from .guard import Guard
     from .lifetime import Exit
-    from .worker import Worker
 
-    T = TypeVar("T", covariant=True)
+    T_co = TypeVar("T_co", covariant=True)
 
-    class _Generic(Generic[T]): ...
+    class _Generic(Generic[T_co]): ...
 else:
-    T = None
+    T_co = None
 
     class _Generic:
         __slots__ = ()
@@ -121,7 +120,8 @@ class _LeaveKeeper(Call):
             return None
         if self.adapter is None or not self.adapter.can_abandon():
             raise RuntimeError(f"{self} did not run: its event loop is gone")
-        return self.adapter.sweep()
+        self.adapter.sweep()
+        return None
 
     def __str__(self) -> str:
         return f"exit of resource {self.keeper.name!r}"
@@ -170,7 +170,7 @@ def find_adapter(obj: object, guard: Guard) -> Adapter | None:
     return None
 
 
-class Resource(_Generic[T]):
+class Resource(_Generic[T_co]):
     """Opened once per worker, closed once at its end. Made by ``@lifeguard.resource``.
 
     ``get()`` gives what it yielded::
@@ -197,12 +197,12 @@ class Resource(_Generic[T]):
             self.name = name or self._adapter.name
             self.made = made or "unknown place"
         else:
-            self.name = name or getattr(source, "__name__", type(source).__name__)
+            self.name = name or str(getattr(source, "__name__", type(source).__name__))
             self.made = made or _made_at(source)
 
     # -- what people use -----------------------------------------------------------------------
 
-    def get(self) -> T:
+    def get(self) -> T_co:
         """What the resource yielded in this worker.
 
         Raises :exc:`NotOpenError` where no worker is open, and :exc:`WrongProcessError` in a
@@ -265,9 +265,7 @@ class Resource(_Generic[T]):
             "`yield` the value instead of returning it"
         )
 
-    async def _adopting(
-        self, opening: Coroutine[Any, Any, tuple[Any, Exit]]
-    ) -> tuple[Any, Exit]:
+    async def _adopting(self, opening: Coroutine[Any, Any, tuple[Any, Exit]]) -> tuple[Any, Exit]:
         value, exit_ = await opening
         adapter = find_adapter(value, self._guard)
         if adapter is not None and isinstance(exit_, _LeaveKeeper):
@@ -356,9 +354,7 @@ def check_definition(source: Any) -> None:
         raise TypeError(f"{source} is a resource already: decorate it once")
     code = getattr(source, "__code__", None)
     if code is not None and code.co_flags & 0x80:
-        raise TypeError(
-            f"{describe(source)} is a coroutine function and yields nothing: {example}"
-        )
+        raise TypeError(f"{describe(source)} is a coroutine function and yields nothing: {example}")
 
 
 def _made_at(source: Any) -> str:

@@ -14,7 +14,7 @@ import threading
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
     from typing import Any, TypeVar
 
     import anyio
@@ -26,18 +26,21 @@ _running: set[asyncio.Task[Any]] = set()
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
     """The asyncio loop that runs in this thread, or None: on trio, and where nothing runs."""
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is None:
+    if "asyncio" not in sys.modules:
         return None
-    return asyncio._get_running_loop()  # type: ignore[no-any-return]
+    import asyncio
+
+    loop: asyncio.AbstractEventLoop | None = asyncio._get_running_loop()
+    return loop
 
 
 def current_task() -> asyncio.Task[Any] | None:
     """The asyncio task that runs here, or None."""
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is None or asyncio._get_running_loop() is None:
+    if running_loop() is None:
         return None
-    return asyncio.current_task()  # type: ignore[no-any-return]
+    import asyncio
+
+    return asyncio.current_task()
 
 
 def spawn(
@@ -64,16 +67,18 @@ async def shielded(func: Callable[..., Coroutine[Any, Any, T]], *args: object) -
     A cancellation that came meanwhile is raised afterwards: it is late, not lost.
     """
     loop = running_loop()
+    cancelled: BaseException | None = None
     if loop is None:
         import anyio
 
         with anyio.CancelScope(shield=True):
-            return await func(*args)
-    task = loop.create_task(_outcome(func, args))
-    _running.add(task)
-    task.add_done_callback(_running.discard)
-    cancelled = await _outlast(task)
-    outcome = task.result()
+            outcome = await _outcome(func, args)
+    else:
+        task = loop.create_task(_outcome(func, args))
+        _running.add(task)
+        task.add_done_callback(_running.discard)
+        cancelled = await _outlast(task)
+        outcome = task.result()
     if outcome[1] is not None:
         raise outcome[1]
     if cancelled is not None:
@@ -169,9 +174,7 @@ class Keeper:
     end, to every task at once. Leaving in the right order is then the business of the owner.
     """
 
-    def __init__(
-        self, main: Callable[[Keeper], Coroutine[Any, Any, None]], name: str
-    ) -> None:
+    def __init__(self, main: Callable[[Keeper], Coroutine[Any, Any, None]], name: str) -> None:
         self._main = main
         self.name = name
         self.on_cancel: Callable[[], object] | None = None

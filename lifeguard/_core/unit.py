@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import asyncio
     from contextvars import Token
     from types import CodeType, TracebackType
-    from typing import Any, Protocol
+    from typing import Any, Protocol, Self
 
     from .guard import Guard
     from .worker import Worker
@@ -147,7 +147,7 @@ class Unit(Lifetime):
 
     # -- with ----------------------------------------------------------------------------------
 
-    def __enter__(self) -> Unit:
+    def __enter__(self) -> Self:
         self._once()
         self._begin(self._guard.worker_for_unit())
         return self
@@ -161,7 +161,7 @@ class Unit(Lifetime):
         self._guard.current.reset(self._token)
         self.conclude(exc, loud=True)
 
-    async def __aenter__(self) -> Unit:
+    async def __aenter__(self) -> Self:
         self._once()
         self.awaits = True
         self._begin(await self._guard.aworker_for_unit())
@@ -363,4 +363,3 @@ def warn(leak: Leak) -> None:
 
     filename, line = leak.borrow.place()
     warnings.warn_explicit(LeakWarning(str(leak)), None, filename, line, source=None)
-

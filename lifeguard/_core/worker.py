@@ -190,9 +190,7 @@ class Worker(Lifetime):
         self.closed.set()
         tell(self.guard.observers, "worker_closed", self, errors)
 
-    async def aclose(
-        self, exc: BaseException | None = None, *, grace: float | None = None
-    ) -> None:
+    async def aclose(self, exc: BaseException | None = None, *, grace: float | None = None) -> None:
         await super().aclose(exc, grace=self.guard.grace if grace is None else grace)
 
     def end_soon(self) -> None:
