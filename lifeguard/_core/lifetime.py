@@ -184,7 +184,11 @@ class Lifetime(list["Exit"]):
             raise TypeError(f"enter() takes a context manager, not {manager!r}{hint}") from None
         self.check()
         value = enter(manager)  # enter first, register after: what was not entered has no exit
-        self.push(Leave(manager, leave.__get__(manager, cls), awaits=False))
+        try:
+            self.push(Leave(manager, leave.__get__(manager, cls), awaits=False))
+        except BaseException as exc:  # it ended meanwhile, and nobody else would leave
+            leave(manager, type(exc), exc, exc.__traceback__)
+            raise
         return value
 
     async def aenter(self, manager: Any) -> Any:
@@ -198,7 +202,11 @@ class Lifetime(list["Exit"]):
         if not self.awaits:
             raise TypeError(f"{self} is a sync one and cannot leave {manager!r}: {_USE_ASYNC}")
         value = await enter(manager)
-        self.push(Leave(manager, leave.__get__(manager, cls), awaits=True))
+        try:
+            self.push(Leave(manager, leave.__get__(manager, cls), awaits=True))
+        except BaseException as exc:
+            await leave(manager, type(exc), exc, exc.__traceback__)
+            raise
         return value
 
     def push(self, exit_: Exit) -> None:
@@ -360,7 +368,7 @@ async def within(seconds: float | None, awaitable: Awaitable[T], what: object) -
             scope.deadline = anyio.current_time() + seconds
         result = await awaitable
     if scope.cancelled_caught:
-        raise TimeoutError(f"{what} did not end within {seconds:g} seconds and was cancelled")
+        raise TimeoutError(f"{what} did not end within {seconds:.3g} seconds and was cancelled")
     return result
 
 
@@ -380,8 +388,10 @@ def is_async(func: object) -> bool:
         code = getattr(call, "__code__", None)
     if code is not None and code.co_flags & 0x80:  # inspect.CO_COROUTINE
         return True
-    return getattr(func, "_is_coroutine_mark", None) is not None or bool(
-        getattr(func, "_is_coroutine", None)
+    # The marks of inspect and asyncio are bare objects. A Mock has every attribute one asks for.
+    return (
+        type(getattr(func, "_is_coroutine_mark", None)) is object
+        or type(getattr(func, "_is_coroutine", None)) is object
     )
 
 

@@ -1,0 +1,1 @@
+"""Tests of ``lifeguard._core``: one file a module."""
