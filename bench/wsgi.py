@@ -1,0 +1,80 @@
+"""What a unit adds to a WSGI request, against werkzeug's ClosingIterator, which only closes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from werkzeug.wsgi import ClosingIterator
+
+import lifeguard
+from bench._measure import Plan, interleave
+from bench._report import Group
+from bench._serve import wsgi_variant
+
+__all__ = ["list_app", "measure"]
+
+LIMIT = 0.35
+
+
+def list_app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+
+
+def generator_app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    start_response("200 OK", [("Content-Type", "text/plain")])  # no length: it streams
+    return ten_chunks()
+
+
+def ten_chunks() -> Iterator[bytes]:
+    for _ in range(10):
+        yield b"ok"
+
+
+def passthrough(app: WSGIApplication) -> WSGIApplication:
+    def middleware(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return app(environ, start_response)
+
+    return middleware
+
+
+def closing(app: WSGIApplication) -> WSGIApplication:
+    """The usual way to do something once a WSGI response has been sent."""
+
+    def middleware(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return ClosingIterator(app(environ, start_response), nothing)
+
+    return middleware
+
+
+def wrapped(app: WSGIApplication) -> WSGIApplication:
+    guarded: WSGIApplication = lifeguard.wrap(app)
+    return guarded
+
+
+def same(app: WSGIApplication) -> WSGIApplication:
+    return app
+
+
+def nothing() -> None:
+    pass
+
+
+def measure(plan: Plan) -> Group:
+    group = Group("wsgi", "WSGI: one request; 3 other context variables", "ns")
+    for body, app in (("list", list_app), ("10-chunk stream", generator_app)):
+        bare, yardstick, guarded = f"bare, {body}", f"ClosingIterator, {body}", f"lifeguard, {body}"
+        variants = [
+            wsgi_variant(bare, partial(same, app)),
+            wsgi_variant(f"pass-through, {body}", partial(passthrough, app)),
+            wsgi_variant(yardstick, partial(closing, app)),
+            wsgi_variant(guarded, partial(wrapped, app)),
+        ]
+        samples = interleave(variants, rounds=plan.rounds, inner=1000)
+        group.add(samples, bare=bare, yardstick=yardstick)
+        ratio = group.added_ratio(guarded, yardstick)
+        group.target(f"unit, {body}", "added / added by ClosingIterator", ratio, LIMIT)
+    group.yardstick = "ClosingIterator"
+    return group
