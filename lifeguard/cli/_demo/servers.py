@@ -1,0 +1,96 @@
+"""One real server process per side, listening on a unix socket, gone when its block is left."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+APPS = Path(__file__).parent / "apps"
+START_WITHIN = 20.0
+STOP_WITHIN = 6.0
+
+
+class ServerError(Exception):
+    """A server of the demo did not start; the message carries the end of its log."""
+
+
+class Server:
+    """A server and its workers: one process group, so that nobody is left behind."""
+
+    def __init__(self, argv: Sequence[str], *, dsn: str, guarded: bool, uds: Path) -> None:
+        self.uds = uds
+        self.log = uds.with_suffix(".log")
+        env = {**os.environ, "DSN": dsn, "PYTHONUNBUFFERED": "1"}
+        env.pop("GUARDED", None)
+        if guarded:
+            env["GUARDED"] = "1"
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", *(arg.format(uds=uds) for arg in argv)],
+                cwd=APPS,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        atexit.register(self.kill)  # the last resort: a second Ctrl-C in the middle of stopping
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the master process, as a process manager or a deploy script would send it."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    @property
+    def exited(self) -> bool:
+        return self._process.poll() is not None
+
+    def tail(self, lines: int = 12) -> str:
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return "\n".join(text.rstrip().splitlines()[-lines:])
+
+    async def wait_until_listening(self) -> None:
+        deadline = time.monotonic() + START_WITHIN
+        while time.monotonic() < deadline:
+            if self.exited:
+                raise ServerError(f"the server ended at start:\n{self.tail()}")
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_unix_connection(str(self.uds))
+                writer.close()
+                return
+            await asyncio.sleep(0.05)
+        raise ServerError(f"the server did not listen within {START_WITHIN:.0f} s:\n{self.tail()}")
+
+    async def stop(self) -> None:
+        """SIGTERM to the master, as in production; then whatever is left of the group is killed."""
+        self.signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_WITHIN
+        while not self.exited and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        self.kill()
+
+    def kill(self) -> None:
+        """Everything in the group, at once. Safe to call at any time, any number of times."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        atexit.unregister(self.kill)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    argv: Sequence[str], *, dsn: str, guarded: bool, uds: Path
+) -> AsyncIterator[Server]:
+    server = Server(argv, dsn=dsn, guarded=guarded, uds=uds)
+    try:
+        yield server
+    finally:
+        server.kill()
