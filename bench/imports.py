@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from time import perf_counter_ns
 
 from bench._measure import Plan, Sample
@@ -42,22 +46,36 @@ def forbidden(loaded: set[str]) -> list[str]:
     )
 
 
-def start(code: str) -> float:
+def start(code: str, environment: Mapping[str, str]) -> float:
     """Milliseconds from starting an interpreter to its end."""
     begin = perf_counter_ns()
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     return (perf_counter_ns() - begin) / 1e6
+
+
+@contextmanager
+def compiled() -> Iterator[Mapping[str, str]]:
+    """An environment in which Python keeps its bytecode, as it does where packages are installed.
+
+    Kept in a folder for this run, filled by the first start: what is compared is neither the
+    compiler nor whether somebody ran the tests before.
+    """
+    with TemporaryDirectory(prefix="lifeguard-bench-") as folder:
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": folder}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        yield environment
 
 
 def measure(plan: Plan) -> Group:
     group = Group("import", "import: fresh interpreters, start to end", "ms")
     programs = {BARE: "pass", GUARDED: "import lifeguard"}
     samples = {name: Sample() for name in programs}
-    for code in programs.values():
-        start(code)
-    for _ in range(max(15, plan.rounds // 4)):
-        for name, code in programs.items():
-            samples[name].values.append(start(code))
+    with compiled() as environment:
+        for code in programs.values():
+            start(code, environment)
+        for _ in range(max(15, plan.rounds // 4)):
+            for name, code in programs.items():
+                samples[name].values.append(start(code, environment))
     group.add(samples, bare=BARE)
     before, gained = loaded_by_import("lifeguard")
     unwanted = forbidden(gained)

@@ -6,12 +6,13 @@ import asyncio
 import gc
 import tracemalloc
 from contextlib import ExitStack
+from itertools import islice
 
 from starlette.types import Receive, Scope, Send
 
 from bench._measure import Plan, Run, Variant, interleave
 from bench._report import Group
-from bench._serve import Prepare, asgi_host, context_with
+from bench._serve import Prepare, asgi_host, contexts_with
 from bench.asgi import around, exit_stack, guarded, passthrough, under_dishka, under_svcs
 
 __all__ = ["measure"]
@@ -41,7 +42,7 @@ def memory_variant(name: str, prepare: Prepare) -> Variant:
 
     def start(stack: ExitStack) -> Run:
         runner, host = asgi_host(stack, prepare)
-        context = context_with(3)
+        contexts = contexts_with(3)
 
         async def requests(count: int) -> int:
             loop = asyncio.get_running_loop()
@@ -49,7 +50,10 @@ def memory_variant(name: str, prepare: Prepare) -> Variant:
             gc.collect()  # empties the interpreter's free lists, too: what is allocated now is seen
             tracemalloc.start()
             before, _ = tracemalloc.get_traced_memory()
-            tasks = [loop.create_task(host.request(), context=context.copy()) for _ in range(count)]
+            tasks = [
+                loop.create_task(host.request(), context=context.copy())
+                for context in islice(contexts, count)
+            ]
             await asyncio.sleep(0)  # one turn of the loop: every task runs as far as the gate
             after, _ = tracemalloc.get_traced_memory()
             tracemalloc.stop()
