@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from ._core.lifetime import Call, describe
+from ._core.resource import find_adapter
 from ._core.shield import Keeper, shielded
 from .asgi import lifespan_of
 
@@ -39,6 +40,8 @@ def make_lifespan(
                 theirs = await stack.enter_async_context(lifespan_of(sub))
                 if theirs:  # one request.state serves all of them; the outer app's word counts
                     state = {**theirs, **(state or {})}
+            for value in state.values() if isinstance(state, dict) else ():
+                find_adapter(value, guard)  # a pool that requests find in their state is known
             keeper.ready(state)
             await keeper.told()
 

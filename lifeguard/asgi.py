@@ -11,7 +11,6 @@ never sends it is stood in for, at the first request and at the end of the proce
 
 from __future__ import annotations
 
-from ._core.clock import now
 from ._core.errors import ClosedError, explain
 from ._core.lifetime import CLOSED, OPEN, Call
 from ._core.observer import logger
@@ -41,12 +40,13 @@ class Request(Unit):
 
     __slots__ = ()
 
-    __init__ = list.__init__  # the closure below sets what it needs
     awaits = True
 
     @property
     def name(self) -> str:
         scope = self.source
+        if scope is None:
+            return "an ended request"
         return f"{scope.get('method', scope['type'].upper())} {scope.get('path', '')}"
 
 
@@ -80,7 +80,7 @@ def wrap_asgi(app: ASGIApp, guard: Guard, resources: list[Resource[Any]]) -> ASG
     """Guard an ASGI 3 app. The closure is the hot path: see bench/ before you touch it."""
     key = guard.key
     current = guard.current
-    set_current, reset_current = current.set, current.reset
+    get_current, set_current = current.get, current.set
     run = _cancelled_with_client(app) if guard.cancel_on_disconnect else app
     life = _Life(app, guard, resources)
 
@@ -92,43 +92,52 @@ def wrap_asgi(app: ASGIApp, guard: Guard, resources: list[Resource[Any]]) -> ASG
             worker = life.worker
         if life.state is not None and "state" not in scope:
             scope["state"] = life.state.copy()
-        scope[key] = True
         unit = Request()
         unit.state = OPEN
         unit.source = scope
         unit.worker = worker
-        unit.started = now()
-        units = worker.units
-        units.add(unit)
-        token = set_current(unit)
+        unit.started = worker.tick
+        scope[key] = unit
+        outer = get_current()
+        set_current(unit)
         try:
             await run(scope, receive, send)
         except GeneratorExit:  # the coroutine is thrown away, maybe in another context
-            scope.pop(key, None)
-            if current.get() is unit:
-                current.set(None)
+            if get_current() is unit:
+                set_current(outer)
             unit.state = CLOSED
-            unit.drop()
+            if unit:
+                unit.drop()
+            unit.source = None
             raise
         except BaseException as exc:
-            reset_current(token)
+            set_current(outer)
             unit.state = CLOSED
             if unit:
                 await unit.aconclude(exc)
-            units.discard(unit)
-            scope.pop(key, None)
+            unit.source = None
             raise
-        reset_current(token)
+        # Resetting would cost as much as all the rest: a closed unit says itself that it is.
+        if outer is not None:
+            set_current(outer)
         unit.state = CLOSED
         if unit:
             await unit.aconclude(None)
-        units.discard(unit)
-        scope.pop(key, None)
+        unit.source = None  # the scope has the unit, so the unit lets go of the scope
 
     return lifeguard_asgi
 
 
 _UNITS = frozenset(("http", "websocket"))
+
+
+class _Served:
+    """Stands in a lifespan scope where a unit stands in a request's: somebody has it."""
+
+    state = OPEN
+
+
+_LIFESPAN = _Served()
 
 
 class _Life:
@@ -144,16 +153,22 @@ class _Life:
 
     async def front_door(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Everything that is not a request to an open worker. True if one is now to follow."""
-        if self.guard.key in scope:  # wrapped twice: the outer one has it
+        outer = scope.get(self.guard.key)
+        if outer is not None and outer.state is OPEN:  # wrapped twice: the outer one has it
             await self.app(scope, receive, send)
             return False
         if scope["type"] == "lifespan":
-            scope[self.guard.key] = True
-            await self._serve_lifespan(scope, receive, send)
+            scope[self.guard.key] = _LIFESPAN
+            try:
+                await self._serve_lifespan(scope, receive, send)
+            finally:
+                scope.pop(self.guard.key, None)
             return False
         if scope["type"] not in _UNITS:
             await self.app(scope, receive, send)
             return False
+        if self.worker.serving:
+            return True
         try:
             await self._stand_in()
         except ClosedError as exc:

@@ -22,11 +22,11 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from ._core import fork
 from ._core.errors import WrongProcessError, explain
-from ._core.lifetime import Call
+from ._core.lifetime import CLOSED, OPEN, Call
 from ._core.observer import logger
 from ._core.resource import Adapter
 from ._core.shield import current_task, running_loop
-from ._core.unit import Borrow
+from ._core.unit import Borrow, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -63,6 +63,7 @@ class PoolAdapter(Adapter):
         self.obj: Any = pool
         self.guard = guard
         self.pid = os.getpid()
+        self.current = guard.current.get
         self.reopens = False  # it was open when this process was forked off
         pool._lifeguard = self  # type: ignore[union-attr]
         pool.__class__ = _tracked(type(pool))
@@ -120,9 +121,10 @@ class PoolAdapter(Adapter):
 
     def _take(self, conn: Any) -> bool:
         """Close *conn*, whose return is then a matter of book-keeping. False if it is not out."""
-        conn._lifeguard = None  # a stale holder may still call putconn()
         if getattr(conn, "_pool", None) is not self.obj:
             return False
+        borrow: Borrow = conn._lifeguard
+        borrow.unit = _TAKEN_BACK
         _cut(conn)
         conn._pool = self.obj
         return True
@@ -268,19 +270,18 @@ def _make_sync(cls: Any) -> type:
         def getconn(self, timeout: float | None = None) -> Any:
             adapter: PoolAdapter = self._lifeguard
             if adapter.reopens:
-                self.open()
                 adapter.reopens = False
+                self.open()
             conn = base_getconn(self, timeout)
-            unit = adapter.guard.unit_for_borrow()
+            unit = adapter.current()
             if unit is not None:
-                _note(adapter, unit, conn, _frame(1))
+                _lend(adapter, unit, conn, _frame(1))
             return conn
 
         def putconn(self, conn: Any) -> None:
-            borrow = getattr(conn, "_lifeguard", _NOT_OURS)
-            if borrow is not _NOT_OURS and not _returns(borrow, conn):
-                return
-            base_putconn(self, conn)
+            borrow: Borrow | None = getattr(conn, "_lifeguard", None)
+            if borrow is None or borrow.unit is None or _comes_back(borrow):
+                base_putconn(self, conn)
 
     Tracked.__name__ = cls.__name__
     return Tracked
@@ -296,56 +297,59 @@ def _make_async(cls: Any) -> type:
         async def getconn(self, timeout: float | None = None) -> Any:
             adapter: PoolAdapter = self._lifeguard
             if adapter.reopens:
-                await self.open()
                 adapter.reopens = False
+                await self.open()
             conn = await base_getconn(self, timeout)
-            unit = adapter.guard.unit_for_borrow()
+            unit = adapter.current()
             if unit is not None:
-                _note(adapter, unit, conn, _frame(1)).task = current_task()
+                _lend(adapter, unit, conn, _frame(1))
             return conn
 
         async def putconn(self, conn: Any) -> None:
-            borrow = getattr(conn, "_lifeguard", _NOT_OURS)
-            if borrow is not _NOT_OURS and not _returns(borrow, conn):
-                return
-            await base_putconn(self, conn)
+            borrow: Borrow | None = getattr(conn, "_lifeguard", None)
+            if borrow is None or borrow.unit is None or _comes_back(borrow):
+                await base_putconn(self, conn)
 
     Tracked.__name__ = cls.__name__
     return Tracked
 
 
-_NOT_OURS: Any = object()
-
-
-def _note(adapter: PoolAdapter, unit: Any, conn: Any, frame: FrameType | None) -> Borrow:
-    out = Borrow()
-    out.unit = unit
-    out.lender = adapter
-    out.thing = conn
-    out.task = None
-    frames: list[Any] = []
+def _lend(adapter: PoolAdapter, unit: Unit, conn: Any, frame: FrameType | None) -> None:
+    """Note that *conn* is out in *unit*, and who asked for it."""
+    try:
+        borrow: Borrow = conn._lifeguard
+    except AttributeError:
+        borrow = conn._lifeguard = Borrow(adapter, conn)
     depth = adapter.guard.stack
+    frames: list[Any] = []
+    borrow.frames = frames
     while depth and frame is not None:
-        frames.append(frame.f_code)
-        frames.append(frame.f_lasti)
+        frames += (frame.f_code, frame.f_lasti)
         frame = frame.f_back
         depth -= 1
-    out.frames = frames
-    conn._lifeguard = out
-    unit.append(out)
-    return out
+    if adapter.awaits:
+        borrow.task = current_task()
+    if unit.state is not OPEN:
+        outlived = adapter.guard.unit_for_borrow()
+        if outlived is None:
+            return
+        unit = outlived
+    borrow.unit = unit
+    unit.append(borrow)
 
 
-def _returns(borrow: Any, conn: Any) -> bool:
-    """Take the note off. False if the connection was taken back before: there is no more to do."""
-    if borrow is None:
-        # It was taken back, and this is the late return of a stale holder.
-        return not conn.closed
-    conn._lifeguard = _NOT_OURS
+#: The unit of what was taken back. Whoever still holds it may return it: nothing happens.
+_TAKEN_BACK = Unit()
+_TAKEN_BACK.state = CLOSED
+
+
+def _comes_back(borrow: Borrow) -> bool:
+    """Take the note off. False if it was taken back before, or is being so right now."""
+    unit, borrow.unit = borrow.unit, None
     try:
-        borrow.unit.remove(borrow)
+        unit.remove(borrow)  # type: ignore[union-attr]
     except ValueError:
-        return False  # the unit's end has it
+        return False
     return True
 
 

@@ -37,7 +37,6 @@ class Job(Unit):
 
     __slots__ = ()
 
-    __init__ = list.__init__  # made on the hot path, set there
     awaits = False
 
 
@@ -67,7 +66,6 @@ def make_task(guard: Guard, func: Any) -> Any:
             unit.source = func
             unit.worker = worker
             unit.started = now()
-            worker.units.add(unit)
             token = set_current(unit)
             try:
                 result = await func(*args, **kwargs)
@@ -80,13 +78,11 @@ def make_task(guard: Guard, func: Any) -> Any:
                 unit.state = CLOSED
                 if unit:
                     await unit.aconclude(exc)
-                worker.units.discard(unit)
                 raise
             reset_current(token)
             unit.state = CLOSED
             if unit:
                 await unit.aconclude(None)
-            worker.units.discard(unit)
             return result
 
         return lifeguard_task
@@ -101,8 +97,6 @@ def make_task(guard: Guard, func: Any) -> Any:
         unit.source = func
         unit.worker = worker
         unit.started = now()
-        units = worker.units
-        units.add(unit)
         token = set_current(unit)
         try:
             result = func(*args, **kwargs)
@@ -111,13 +105,11 @@ def make_task(guard: Guard, func: Any) -> Any:
             unit.state = CLOSED
             if unit:
                 unit.conclude(exc)
-            units.discard(unit)
             raise
         reset_current(token)
         unit.state = CLOSED
         if unit:
             unit.conclude(None)
-        units.discard(unit)
         return result
 
     return lifeguard_task_sync
@@ -192,7 +184,6 @@ def _run_job(guard: Guard, fn: Callable[..., R], args: Any, kwargs: Any) -> R:
     unit.source = fn
     unit.worker = worker
     unit.started = now()
-    worker.units.add(unit)
     token = guard.current.set(unit)
     try:
         result = fn(*args, **kwargs)

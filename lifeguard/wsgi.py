@@ -43,7 +43,6 @@ class Request(Unit):
 
     __slots__ = ("headers", "respond")
 
-    __init__ = list.__init__  # the closure below sets what it needs
     awaits = False
 
     headers: Any
@@ -59,6 +58,8 @@ class Request(Unit):
     @property
     def name(self) -> str:
         environ = self.source
+        if environ is None:
+            return "an ended request"
         path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
         return f"{environ.get('REQUEST_METHOD', 'GET')} {path}"
 
@@ -91,13 +92,14 @@ def wrap_wsgi(app: WSGIApp, guard: Guard, resources: list[Resource[Any]]) -> WSG
     def lifeguard_wsgi(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         nonlocal worker
         if not worker.serving or key in environ:
-            if key in environ:  # wrapped twice: the outer one has it
+            outer = environ.get(key)
+            if outer is not None and outer.state is OPEN:  # wrapped twice: the outer one has it
                 return app(environ, start_response)
-            try:
-                worker = guard.acquire(resources)
-            except Exception as exc:
-                return _refuse(environ, start_response, exc)
-        environ[key] = True
+            if not worker.serving:
+                try:
+                    worker = guard.acquire(resources)
+                except Exception as exc:
+                    return _refuse(environ, start_response, exc)
         unit = Request()
         unit.state = OPEN
         unit.source = environ
@@ -105,8 +107,7 @@ def wrap_wsgi(app: WSGIApp, guard: Guard, resources: list[Resource[Any]]) -> WSG
         unit.started = now()
         unit.respond = start_response
         unit.headers = None
-        units = worker.units
-        units.add(unit)
+        environ[key] = unit
         token = set_current(unit)
         try:
             body = app(environ, unit.start)
@@ -121,13 +122,13 @@ def wrap_wsgi(app: WSGIApp, guard: Guard, resources: list[Resource[Any]]) -> WSG
             unit.state = CLOSED
             if unit:
                 unit.conclude(exc)
-            units.discard(unit)
+            unit.source = None
             raise
         reset_current(token)
         unit.state = CLOSED
         if unit:
             unit.conclude(None)
-        units.discard(unit)
+        unit.source = None  # the environ has the unit, so the unit lets go of the environ
         return body
 
     return lifeguard_wsgi
@@ -245,6 +246,7 @@ class _Body:
             except ValueError:  # the server goes on in another thread
                 current.set(None)
         unit.conclude(None)
+        unit.source = None
 
     def __del__(self) -> None:
         if self._unit.state is not OPEN:

@@ -17,7 +17,7 @@ from .lifetime import CLOSED, CLOSING, OPEN, OPENING
 from .observer import logger, tell
 from .resource import Resource, caller, check_definition, unique
 from .shield import current_task, shielded
-from .unit import Leak, Unit, unit_of_task, warn
+from .unit import Leak, Unit, UnitBlock, unit_of_task, warn
 from .worker import Worker
 
 TYPE_CHECKING = False
@@ -222,7 +222,8 @@ class Guard:
                 raise TypeError(
                     f"pool {out.lender.name!r} is async: `await lifeguard.arelease()` instead"
                 )
-            self._released(unit, out, out.lender.take_back(out.thing, False))
+            out.lender.take_back(out.thing, False)
+            self._released(unit, out)
 
     async def arelease(self) -> None:
         """Give back, before a long stream, what the current unit has borrowed so far.
@@ -234,9 +235,9 @@ class Guard:
             result = out.lender.take_back(out.thing, out.awaits)
             if out.awaits:
                 await shielded(_identity, result)
-            self._released(unit, out, result)
+            self._released(unit, out)
 
-    def _released(self, unit: Unit, out: Borrow, result: object) -> None:
+    def _released(self, unit: Unit, out: Borrow) -> None:
         try:
             unit.remove(out)
         except ValueError:
@@ -273,13 +274,16 @@ class Guard:
     def after_fork(self) -> None:
         """Called in a forked child before anything else."""
         self._lock = threading.RLock()
+        unit = self.current.get()
+        if unit is not None:  # of this thread; the others' threads and tasks do not run here
+            unit.discard()
         self._worker.after_fork()
         for resource in {*self._defined, *self._adopted.values()}:
             resource.forget()
 
     # -- units ---------------------------------------------------------------------------------
 
-    def unit(self, name: str | None = None) -> Unit:
+    def unit(self, name: str | None = None) -> UnitBlock:
         """One piece of work: always a real, new unit, also inside another one.
 
         For threads, scripts, one websocket message. ``with lifeguard.unit():`` or ``async with``.
@@ -292,7 +296,7 @@ class Guard:
                 lifeguard.callback(audit.flush)
                 ...
         """
-        return Unit(self, name or caller())
+        return UnitBlock(self, name or caller())
 
     def worker_for_unit(self) -> Worker:
         worker = self._worker

@@ -227,12 +227,23 @@ class Keeper:
         self.is_ready = True
         self._changed.set()
 
-    async def told(self) -> None:
-        """Wait until it is time to leave."""
+    async def told_within(self, seconds: float) -> bool:
+        """Wait until it is time to leave, at most so long. True if it is."""
+        import anyio
+
+        with anyio.move_on_after(seconds) as scope:
+            await self.told(scope)
+            return True
+        return False
+
+    async def told(self, scope: anyio.CancelScope | None = None) -> None:
+        """Wait until it is time to leave. *scope* is the caller's own, which may end the wait."""
         try:
             await self._told.wait()
         except BaseException as exc:
             if self._scope.cancel_called or self.on_cancel is None:
+                raise
+            if scope is not None and scope.cancel_called:
                 raise
             _uncancel(exc)
             self.on_cancel()

@@ -12,7 +12,6 @@ from .lifetime import (
     CLOSED,
     CLOSING,
     DISCARDED,
-    NEW,
     OPEN,
     Exit,
     Lifetime,
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     import asyncio
     from contextvars import Token
     from types import CodeType, TracebackType
-    from typing import Any, Protocol, Self
+    from typing import Any, Protocol
 
     from .guard import Guard
     from .worker import Worker
@@ -44,24 +43,32 @@ if TYPE_CHECKING:
 
 
 class Borrow(Exit):
-    """Something that left a pool in a unit. Its exit takes it back and says who forgot it."""
+    """Something of a pool's, and the unit that has it out. Its exit takes it back.
+
+    There is one for each thing that can be borrowed, made at its first borrow and kept: *unit* is
+    None while the thing is in. So a borrow costs an append, a return a remove.
+    """
 
     __slots__ = ("frames", "lender", "task", "thing", "unit")
 
-    unit: Unit
-    lender: Lender
-    thing: Any
-    task: asyncio.Task[Any] | None  #: who holds it, where that can outlive the unit
-    frames: list[Any]  #: code, instruction, code, instruction, ...: formatted only when shown
+    def __init__(self, lender: Lender, thing: Any) -> None:
+        self.lender = lender
+        self.thing = thing
+        self.unit: Unit | None = None
+        self.task: asyncio.Task[Any] | None = None  # who holds it, where that outlives units
+        # code, instruction, code, instruction, ... innermost first: put into words only if shown
+        self.frames: list[Any] = []
 
     @property
     def awaits(self) -> bool:  # type: ignore[override]
         return self.lender.awaits
 
     def run(self, awaits: bool) -> object:
-        leak = Leak(self)
+        unit, self.unit = self.unit, None
+        assert unit is not None  # it is out, or it would not be on a unit
+        leak = Leak(self, unit)
         result = self.lender.take_back(self.thing, awaits)
-        self.unit.worker.guard.report_leak(leak)
+        unit.worker.guard.report_leak(leak)
         return result
 
     def abandon(self) -> object:
@@ -93,42 +100,41 @@ class Borrow(Exit):
 class Leak:
     """What is known of a borrow that was not given back, put into words."""
 
-    def __init__(self, borrow: Borrow) -> None:
+    def __init__(self, borrow: Borrow, unit: Unit) -> None:
         self.borrow = borrow
         self.pool = borrow.lender.name
-        self.unit = borrow.unit.name
-        self.age = borrow.unit.age
+        self.unit = unit.name
+        self.age = unit.age
         self.stack = borrow.stack()
 
     def __str__(self) -> str:
         where = "\n".join(f"  {line}" for line in self.stack) or "  (no stack was kept)"
         return (
             f"pool {self.pool!r}: a connection borrowed in unit {self.unit!r} was not given back "
-            f"by the unit's end, {self.age:.3f} s after it began. It was closed and its place in "
+            f"by the unit's end. It was closed and its place in "
             "the pool freed. Give it back in a `finally`, or borrow with `with pool.connection()`."
             f" Borrowed at (most recent call last):\n{where}"
         )
 
 
 class Unit(Lifetime):
-    """The lifetime of one piece of work. ``with lifeguard.unit():`` makes one.
+    """The lifetime of one piece of work. ``with lifeguard.unit() as unit:`` gives one.
 
-    It is entered once, with ``with`` or ``async with``, and ends with the block: first what was
-    registered last. Errors of callbacks come out as :exc:`CloseErrors` where the block itself did
-    not raise; where it did, its exception comes out unchanged and they are logged.
+    It ends with the work: what was registered last goes first.
     """
 
-    __slots__ = ("_guard", "_token", "source", "started", "worker")
+    __slots__ = ("source", "started", "worker")
 
-    source: Any
-    started: float
+    source: Any  #: what the work is; a host's subclass makes a name of it
+    started: float  #: in a loop's worker to the second, see Worker.tick
     worker: Worker
 
-    def __init__(self, guard: Guard, source: object) -> None:
-        self._guard = guard
-        self.source = source
-        self.awaits = False
-        self.state = NEW
+    if TYPE_CHECKING:
+
+        def __init__(self) -> None: ...
+    else:
+        # One allocation and nothing else: whoever makes a unit on a hot path sets what it needs.
+        __init__ = list.__init__
 
     # -- what people ask -----------------------------------------------------------------------
 
@@ -140,74 +146,26 @@ class Unit(Lifetime):
     @property
     def age(self) -> float:
         """Seconds since it began."""
-        return now() - self.started
+        return max(0.0, now() - self.started)
 
     def __str__(self) -> str:
         return f"unit {self.name!r}"
-
-    # -- with ----------------------------------------------------------------------------------
-
-    def __enter__(self) -> Self:
-        self._once()
-        self._begin(self._guard.worker_for_unit())
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self._guard.current.reset(self._token)
-        self.conclude(exc, loud=True)
-
-    async def __aenter__(self) -> Self:
-        self._once()
-        self.awaits = True
-        self._begin(await self._guard.aworker_for_unit())
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self._guard.current.reset(self._token)
-        await self.aconclude(exc, loud=True)
-
-    def _once(self) -> None:
-        if self.state is not NEW:
-            raise ClosedError(f"{self} was entered before: make a new one with lifeguard.unit()")
-
-    def _begin(self, worker: Worker) -> None:
-        self.worker = worker
-        self.started = now()
-        self.state = OPEN
-        worker.units.add(self)
-        self._token: Token[Unit | None] = self._guard.current.set(self)
 
     # -- ending --------------------------------------------------------------------------------
 
     def conclude(self, exc: BaseException | None, *, loud: bool = False) -> None:
         """End it here, in this thread. *loud*: raise what callbacks raised, if *exc* is None."""
         if self._claim_or_finish():
-            errors = drive(self._closing(exc))
-            self.worker.units.discard(self)
-            self._tell(errors, exc, loud)
-        else:
-            self.worker.units.discard(self)
+            self._tell(drive(self._closing(exc)), exc, loud)
 
     async def aconclude(self, exc: BaseException | None, *, loud: bool = False) -> None:
         """End it on this event loop: sync exits at once, the rest shielded and bounded."""
         if not self._claim_or_finish():
-            self.worker.units.discard(self)
             return
         self._hand_over()
         errors = drive(self._closing(exc, sync_only=True))
         if self:
             errors += await shielded(self._afinish, exc)
-        self.worker.units.discard(self)
         self._tell(errors, exc, loud)
 
     def drop(self) -> None:
@@ -217,7 +175,6 @@ class Unit(Lifetime):
         one is done.
         """
         if not self._claim_or_finish():
-            self.worker.units.discard(self)
             return
         errors = drive(self._closing(None, sync_only=True))
         if self:
@@ -228,11 +185,13 @@ class Unit(Lifetime):
             else:
                 self._tell(errors, None, loud=False)
                 return
-        self.worker.units.discard(self)
         self._tell(errors, None, loud=False)
 
     def _claim_or_finish(self) -> bool:
         """True if there is something to run and it is ours. A fast path may have set CLOSED."""
+        if self.worker.state is DISCARDED:
+            self.discard()
+            return False
         if self.state is CLOSED and self:
             self.state = CLOSING
             return True
@@ -243,7 +202,6 @@ class Unit(Lifetime):
 
     async def _afinish_dropped(self) -> None:
         errors = await self._afinish(None)
-        self.worker.units.discard(self)
         self._tell(errors, None, loud=False)
 
     def _abandon_all(self) -> list[BaseException]:
@@ -299,7 +257,7 @@ class Unit(Lifetime):
             other.append(out)
 
     def check(self) -> None:
-        if self.state is DISCARDED:
+        if self.state is DISCARDED or self.worker.state is DISCARDED:
             raise WrongProcessError(
                 f"{self} belongs to the process that this one was forked from: begin a unit of "
                 "this process with `with lifeguard.unit():`"
@@ -309,14 +267,67 @@ class Unit(Lifetime):
                 f"{self} has ended, and this code outlives it: give it a unit of its own with "
                 "`with lifeguard.unit():`"
             )
-        if self.state is NEW:
-            raise ClosedError(f"{self} has not begun: enter it with `with` first")
 
 
-class _TaskUnit(Unit):
-    """The unit of a task that outlived the unit it was started in. It ends with the task."""
+class UnitBlock:
+    """A unit for a ``with`` or ``async with`` block. See :meth:`lifeguard.unit`.
 
-    __slots__ = ()
+    Errors of callbacks come out as :exc:`CloseErrors` where the block itself did not raise; where
+    it did, its exception comes out unchanged and they are logged.
+    """
+
+    __slots__ = ("_guard", "_name", "_token", "_unit")
+
+    def __init__(self, guard: Guard, name: str) -> None:
+        self._guard = guard
+        self._name = name
+        self._unit: Unit | None = None
+
+    def __enter__(self) -> Unit:
+        self._once()
+        return self._begin(self._guard.worker_for_unit(), awaits=False)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._end().conclude(exc, loud=True)
+
+    async def __aenter__(self) -> Unit:
+        self._once()
+        return self._begin(await self._guard.aworker_for_unit(), awaits=True)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self._end().aconclude(exc, loud=True)
+
+    def _once(self) -> None:
+        if self._unit is not None:
+            raise ClosedError(
+                f"{self._unit} was entered before: make a new one with lifeguard.unit()"
+            )
+
+    def _begin(self, worker: Worker, *, awaits: bool) -> Unit:
+        self._unit = unit = Unit()
+        unit.awaits = awaits
+        unit.source = self._name
+        unit.worker = worker
+        unit.started = now()
+        unit.state = OPEN
+        self._token: Token[Unit | None] = self._guard.current.set(unit)
+        return unit
+
+    def _end(self) -> Unit:
+        unit = self._unit
+        assert unit is not None
+        self._guard.current.reset(self._token)
+        return unit
 
 
 def unit_of_task(worker: Worker, task: asyncio.Task[Any]) -> Unit:
@@ -324,14 +335,13 @@ def unit_of_task(worker: Worker, task: asyncio.Task[Any]) -> Unit:
     unit = worker.task_units.get(task)
     if unit is not None and unit.state is OPEN:
         return unit
-    unit = _TaskUnit(worker.guard, f"task {task.get_name()}, which outlived its unit")
+    unit = Unit()
+    unit.source = f"task {task.get_name()}, which outlived its unit"
     unit.awaits = True
     unit.worker = worker
     unit.started = now()
     unit.state = OPEN
-    worker.units.add(unit)
-    worker.task_units[task] = unit
-    own = unit
+    worker.task_units[task] = own = unit
 
     def end(_: object) -> None:
         own.drop()

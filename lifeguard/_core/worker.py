@@ -25,7 +25,7 @@ from .lifetime import (
     drive,
 )
 from .observer import logger, tell
-from .shield import Keeper, Latch, current_task, finish_on, running_loop, shielded, spawn
+from .shield import Keeper, Latch, finish_on, running_loop, shielded, spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Worker(Lifetime):
         "pid",
         "serving",
         "task_units",
-        "units",
+        "tick",
         "values",
     )
 
@@ -66,7 +66,7 @@ class Worker(Lifetime):
         self.awaits = awaits
         self.state = NEW
         self.serving = False  # what the hosts' fast paths look at: open, and theirs to use
-        self.units: set[Unit] = set()
+        self.tick = now()  # the time, to the second: units on a loop begin without asking for it
         self.task_units: weakref.WeakKeyDictionary[asyncio.Task[Any], Unit] = (
             weakref.WeakKeyDictionary()
         )
@@ -139,11 +139,15 @@ class Worker(Lifetime):
             tell(self.guard.observers, "resource_opened", resource, now() - started)
 
     async def _notice_end_of_loop(self) -> None:
-        """Close in order when somebody cancels every task, as ``asyncio.run`` does at its end."""
+        """Close in order when somebody cancels every task, as ``asyncio.run`` does at its end.
+
+        The task that waits for that keeps the coarse clock, too.
+        """
 
         async def stay(keeper: Keeper) -> None:
             keeper.ready()
-            await keeper.told()
+            while not await keeper.told_within(1.0):
+                self.tick = now()
 
         keeper = Keeper(stay, "worker")
         keeper.on_cancel = self.end_soon
@@ -245,14 +249,30 @@ class Worker(Lifetime):
                 extra={"lifeguard_pid": self.pid},
             )
 
+    def running(self) -> list[Unit]:
+        """The units that are running now.
+
+        Nobody keeps a list of them: adding and removing would be a fifth of what a unit costs.
+        The garbage collector knows every container there is, and is asked once, here.
+        """
+        import gc
+
+        from .unit import Unit
+
+        return [
+            unit
+            for unit in gc.get_objects()
+            # not isinstance: that asks proxies for their __class__, which is code of the app
+            if issubclass(type(unit), Unit)
+            and getattr(unit, "worker", None) is self
+            and unit.state is not CLOSED
+        ]
+
     def after_fork(self) -> None:
         """This is a child: forget the worker and its units, close nothing."""
         if self.state is CLOSED or self.state is DISCARDED:
             return
-        for unit in list(self.units):
-            unit.discard()
-        fork.keep((self.units, dict(self.values), self.loop))
-        self.units = set()
+        fork.keep((dict(self.values), self.loop))
         self.values = {}
         self.serving = False
         self.discard()
@@ -297,20 +317,17 @@ class _WaitForUnits:
         self.waiting: list[tuple[Unit, Latch]] = []
 
     def run(self, awaits: bool) -> Any:
-        grace = self.worker.guard.grace
-        self.deadline = now() + grace
+        self.deadline = now() + self.worker.guard.grace
         mine = self.worker.guard.current.get()
-        me = current_task()
-        for unit in list(self.worker.units):
-            if unit is mine and not awaits:
+        for unit in self.worker.running():
+            if unit is mine:
                 continue  # this very unit closes the worker: it cannot be waited for in here
             latch = Latch()
-            notify = Call(latch.set, awaits=False)
-            unit.insert(0, notify)  # the first registered runs last
-            if unit.state is CLOSED and unit not in self.worker.units:
-                continue
-            self.waiting.append((unit, latch))
-        del me
+            unit.insert(0, Call(latch.set, awaits=False))  # the first registered runs last
+            if unit.state is not CLOSED:
+                self.waiting.append((unit, latch))
+        if not self.waiting:
+            return None
         return self._await_all() if awaits else self._wait_all()
 
     def _wait_all(self) -> None:
