@@ -1,0 +1,14 @@
+"""The apps of those incidents that need a real server or a process of their own.
+
+Each file is one app. What follows ``if GUARDED`` is all that lifeguard adds to it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from tests.support.eventlog import EventLog
+
+GUARDED = os.environ["INCIDENT_SIDE"] == "guarded"
+DSN = os.environ["INCIDENT_DSN"]
+log = EventLog.from_env()

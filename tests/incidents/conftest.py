@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.incidents.serving import Sides, both_sides
+
+
+@pytest.fixture
+def sides(dsn: str, tmp_path: Path) -> Iterator[Sides]:
+    """Starts an app bare and guarded, each in processes of its own, and ends them."""
+    with both_sides(dsn, tmp_path) as sides:
+        yield sides

@@ -1,0 +1,188 @@
+"""Real servers in subprocesses: the same app twice, bare and guarded, and always ended by pid."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from tests.support.eventlog import ENV, EventLog
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SERVERS = {
+    "uvicorn": "uvicorn {app}:app --port {port} --log-level info",
+    "gunicorn": "gunicorn {app}:app --bind 127.0.0.1:{port} --no-control-socket",
+    "waitress": "waitress --listen 127.0.0.1:{port} {app}:app",
+    "script": "{app}",
+}
+
+
+@dataclass
+class Process:
+    """One side of an incident, in a process group of its own."""
+
+    command: list[str]
+    port: int
+    dsn: str
+    log: EventLog
+    guarded: bool
+    output: Path
+    popen: subprocess.Popen[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        env = {
+            **os.environ,
+            "INCIDENT_SIDE": "guarded" if self.guarded else "bare",
+            "INCIDENT_DSN": self.dsn,
+            ENV: str(self.log.path),
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+        }
+        with self.output.open("wb") as output:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", *self.command],
+                cwd=ROOT,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def said(self) -> str:
+        """What it wrote to stdout and stderr so far."""
+        return self.output.read_text(errors="replace")
+
+    def listens(self) -> bool:
+        with socket.socket() as client:
+            client.settimeout(1)
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def wait_until_listening(self, timeout: float = 20.0) -> Process:
+        deadline = time.monotonic() + timeout
+        while not self.listens():
+            if self.popen.poll() is not None:
+                raise AssertionError(f"it ended with {self.popen.returncode}:\n{self.said()}")
+            if time.monotonic() > deadline:
+                raise AssertionError(f"nobody listens on port {self.port}:\n{self.said()}")
+            time.sleep(0.02)
+        return self
+
+    def wait_until_deaf(self, timeout: float = 10.0) -> None:
+        """Wait until it accepts no connections any more: it has begun to shut down."""
+        deadline = time.monotonic() + timeout
+        while self.listens():
+            assert time.monotonic() < deadline, f"it still listens:\n{self.said()}"
+            time.sleep(0.02)
+
+    def get(self, path: str, timeout: float = 15.0) -> httpx.Response:
+        url = f"http://127.0.0.1:{self.port}{path}"
+        return httpx.get(url, timeout=timeout, trust_env=False, headers={"connection": "close"})
+
+    def get_and_leave(self, path: str, when: str) -> None:
+        """Send a request, and cut the connection once the app has logged *when*."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as client:
+            seen = self.log.count(when)
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+            assert self.log.wait_count(when, seen + 1) > seen, self.said()
+
+    def send(self, signum: int = signal.SIGTERM) -> None:
+        self.popen.send_signal(signum)
+
+    def wait(self, timeout: float = 20.0) -> int:
+        """Its exit status. What does not end in time is a failure."""
+        try:
+            return self.popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it did not end:\n{self.said()}") from None
+
+    def stop(self) -> int:
+        self.send(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        """End it and the workers it started, whatever state they are in."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.popen.wait()
+        self.log.close()
+
+
+@dataclass
+class Sides:
+    """Starts both sides of an incident, the same code with the same options."""
+
+    dsn: str
+    directory: Path
+    started: list[Process] = field(default_factory=list)
+
+    def start(
+        self, server: str, app: str, *options: str, dsn: str | None = None
+    ) -> tuple[Process, Process]:
+        """The bare process and the guarded one, both running."""
+        pair = tuple(
+            self._start(server, app, options, dsn or self.dsn, guarded) for guarded in (False, True)
+        )
+        return pair[0], pair[1]
+
+    def serve(
+        self, server: str, app: str, *options: str, dsn: str | None = None
+    ) -> tuple[Process, Process]:
+        """The same, when both listen."""
+        bare, guarded = self.start(server, app, *options, dsn=dsn)
+        return bare.wait_until_listening(), guarded.wait_until_listening()
+
+    def run(self, app: str) -> tuple[Process, Process]:
+        """Two scripts, run to their ends."""
+        bare, guarded = self.start("script", app)
+        bare.wait()
+        guarded.wait()
+        return bare, guarded
+
+    def _start(
+        self, server: str, app: str, options: tuple[str, ...], dsn: str, guarded: bool
+    ) -> Process:
+        side = "guarded" if guarded else "bare"
+        port = free_port()
+        command = SERVERS[server].format(app=f"tests.incidents.apps.{app}", port=port).split()
+        process = Process(
+            command=[command[0], *options, *command[1:]],
+            port=port,
+            dsn=dsn,
+            log=EventLog(self.directory / f"{side}.jsonl"),
+            guarded=guarded,
+            output=self.directory / f"{side}.txt",
+        )
+        self.started.append(process)
+        return process
+
+
+@contextlib.contextmanager
+def both_sides(dsn: str, directory: Path) -> Iterator[Sides]:
+    sides = Sides(dsn, directory)
+    try:
+        yield sides
+    finally:
+        for process in sides.started:
+            process.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port: int = server.getsockname()[1]
+        return port
