@@ -40,10 +40,14 @@ def make_lifespan(
                 theirs = await stack.enter_async_context(lifespan_of(sub))
                 if theirs:  # one request.state serves all of them; the outer app's word counts
                     state = {**theirs, **(state or {})}
-            for value in state.values() if isinstance(state, dict) else ():
-                find_adapter(value, guard)  # a pool that requests find in their state is known
+            # A pool that requests find in their state is guarded like one that was declared.
+            values = state.values() if isinstance(state, dict) else ()
+            pools = [adapter for value in values if (adapter := find_adapter(value, guard))]
             keeper.ready(state)
             await keeper.told()
+        for adapter in pools:
+            if getattr(adapter.obj, "closed", False):
+                adapter.sweep()  # what a close that was cut short has left open
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[Any]:

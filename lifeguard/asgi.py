@@ -82,21 +82,25 @@ def wrap_asgi(app: ASGIApp, guard: Guard, resources: list[Resource[Any]]) -> ASG
     current = guard.current
     get_current, set_current = current.get, current.set
     run = _cancelled_with_client(app) if guard.cancel_on_disconnect else app
-    life = _Life(app, guard, resources)
+    worker = Worker(guard, awaits=True)  # not open, so that nothing passes the front door unseen
+
+    def opened(by: Worker) -> None:
+        nonlocal worker
+        worker = by
+
+    life = _Life(app, guard, resources, opened)
 
     async def lifeguard_asgi(scope: Scope, receive: Receive, send: Send) -> None:
-        worker = life.worker
-        if not worker.serving or key in scope or scope["type"] not in _UNITS:
-            if not await life.front_door(scope, receive, send):
+        host: Worker | None = worker
+        if not worker.serving or key in scope or scope["type"] != "http":
+            host = await life.front_door(scope, receive, send)
+            if host is None:
                 return
-            worker = life.worker
-        if life.state is not None and "state" not in scope:
-            scope["state"] = life.state.copy()
         unit = Request()
         unit.state = OPEN
         unit.source = scope
-        unit.worker = worker
-        unit.started = worker.tick
+        unit.worker = host
+        unit.started = host.tick
         scope[key] = unit
         outer = get_current()
         set_current(unit)
@@ -128,9 +132,6 @@ def wrap_asgi(app: ASGIApp, guard: Guard, resources: list[Resource[Any]]) -> ASG
     return lifeguard_asgi
 
 
-_UNITS = frozenset(("http", "websocket"))
-
-
 class _Served:
     """Stands in a lifespan scope where a unit stands in a request's: somebody has it."""
 
@@ -143,50 +144,65 @@ _LIFESPAN = _Served()
 class _Life:
     """The life of one app in this process's worker: its lifespan, whoever runs it."""
 
-    def __init__(self, app: ASGIApp, guard: Guard, resources: list[Resource[Any]]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        guard: Guard,
+        resources: list[Resource[Any]],
+        opened: Callable[[Worker], None],
+    ) -> None:
         self.app = app
         self.guard = guard
         self.resources = resources
-        self.worker = Worker(guard, awaits=True)  # not open, so nothing passes unseen
+        self.opened = opened  # tells the hot path
+        self.worker = Worker(guard, awaits=True)
         self.state: dict[str, Any] | None = None  # what an app's startup left, if we ran it
         self._starting: tuple[object, Latch, list[BaseException]] | None = None
 
-    async def front_door(self, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Everything that is not a request to an open worker. True if one is now to follow."""
+    async def front_door(self, scope: Scope, receive: Receive, send: Send) -> Worker | None:
+        """Everything that is not a request to an open worker. The worker if one is now to follow."""
         outer = scope.get(self.guard.key)
         if outer is not None and outer.state is OPEN:  # wrapped twice: the outer one has it
             await self.app(scope, receive, send)
-            return False
+            return None
         if scope["type"] == "lifespan":
             scope[self.guard.key] = _LIFESPAN
             try:
                 await self._serve_lifespan(scope, receive, send)
             finally:
                 scope.pop(self.guard.key, None)
-            return False
-        if scope["type"] not in _UNITS:
+            return None
+        if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
-            return False
-        if self.worker.serving:
-            return True
-        try:
-            await self._stand_in()
-        except ClosedError as exc:
-            await _refuse(scope, send, 503, 1012, str(exc))
-            return False
-        except Exception as exc:
-            logger("worker").error(
-                "the worker could not be opened, so %s %s was answered with 500: %s",
-                scope["type"],
-                scope.get("path", ""),
-                failed_to_open(exc),
-                exc_info=exc,
-            )
-            await _refuse(
-                scope, send, 500, 1011, "The worker of this app could not be opened: see its log."
-            )
-            return False
-        return True
+            return None
+        if not self.worker.serving:
+            try:
+                await self._stand_in()
+            except Exception as exc:
+                await self._refuse(exc, scope, send)
+                return None
+        if self.state is not None and "state" not in scope:
+            scope["state"] = self.state.copy()
+        return self.worker
+
+    def _serve_in(self, worker: Worker) -> None:
+        self.worker = worker
+        if self.state is None:  # else every request passes the front door, to be given a copy
+            self.opened(worker)
+
+    async def _refuse(self, exc: Exception, scope: Scope, send: Send) -> None:
+        if isinstance(exc, ClosedError):
+            await _answer(scope, send, 503, 1012, str(exc))
+            return
+        logger("worker").error(
+            "the worker could not be opened, so %s %s was answered with 500: %s",
+            scope["type"],
+            scope.get("path", ""),
+            failed_to_open(exc),
+            exc_info=exc,
+        )
+        why = "The worker of this app could not be opened: see its log."
+        await _answer(scope, send, 500, 1011, why)
 
     # -- the server speaks lifespan ------------------------------------------------------------
 
@@ -204,7 +220,7 @@ class _Life:
             nonlocal stopped
             stopped = True
             if self.worker is worker:
-                self.worker = Worker(self.guard, awaits=True)
+                self._serve_in(Worker(self.guard, awaits=True))
             return await self._stop(lifespan, worker)
 
         def stop_at_the_end() -> Awaitable[Message] | None:
@@ -215,7 +231,7 @@ class _Life:
             if answer["type"] == "lifespan.startup.complete":
                 worker.push(Call(stop_at_the_end, awaits=True))
                 self.state = None
-                self.worker = worker
+                self._serve_in(worker)
             await send(answer)
             if answer["type"] == "lifespan.startup.complete":
                 await receive()  # lifespan.shutdown
@@ -268,7 +284,7 @@ class _Life:
                 raise
             worker.push(Call(lifespan.stop, awaits=True))  # runs before the resources close
             self.state = lifespan.scope["state"] or None
-            self.worker = worker
+            self._serve_in(worker)
         except BaseException as exc:
             failures.append(exc)
         finally:
@@ -387,7 +403,7 @@ def _lifespan_scope() -> dict[str, Any]:
     return {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
 
 
-async def _refuse(scope: Scope, send: Send, status: int, code: int, why: str) -> None:
+async def _answer(scope: Scope, send: Send, status: int, code: int, why: str) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": code, "reason": why[:120]})
         return
