@@ -1,37 +1,41 @@
-"""What the pool adapter does to the current unit for one borrow and its return, without the pool.
+"""A pool that has one connection and does nothing: what is left is what lifeguard does.
 
-The pool's own work is many times as much, and the same with and without lifeguard:
+The work of a real pool is many times as much, and the same with and without lifeguard:
 ``bench/pool.py`` measures both together on a real database.
 """
 
 from __future__ import annotations
 
-import sys
+from typing import Any
 
-import lifeguard
-from lifeguard.psycopg import _note, _returns
+from psycopg_pool import ConnectionPool
 
-__all__ = ["Lender"]
+__all__ = ["IdlePool"]
 
 
-class Connection:
-    """As much of a connection as the adapter looks at."""
+class IdleConnection:
+    """As much of a connection as a pool's adapter looks at."""
 
     closed = False
 
 
-class Lender:
-    """Stands where a pool's adapter does; everything else is the code that runs in production."""
+class IdlePool(ConnectionPool[Any]):
+    """Always open, always the same connection, never a server."""
 
-    def __init__(self, guard: lifeguard.Lifeguard) -> None:
-        self.guard = guard
-        self.connection = Connection()
+    closed = False
+
+    def __init__(self) -> None:
+        super().__init__(open=False)
+        self.connection_ = IdleConnection()
+
+    def getconn(self, timeout: float | None = None) -> Any:
+        return self.connection_
+
+    def putconn(self, conn: Any) -> None:
+        pass
+
+    def close(self, timeout: float = 5.0) -> None:
+        pass
 
     def borrow_and_return(self) -> None:
-        connection = self.connection
-        unit = self.guard.unit_for_borrow()
-        if unit is None:
-            raise RuntimeError("borrowed outside a unit: this would measure nothing")
-        _note(self, unit, connection, sys._getframe(1))  # type: ignore[arg-type]
-        if not _returns(connection._lifeguard, connection):  # type: ignore[attr-defined]
-            raise RuntimeError("the return was refused")
+        self.putconn(self.getconn())

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import lifeguard
-from bench._borrow import Lender
+from bench._borrow import IdlePool
 from bench._measure import Plan, Variant, interleave
 from bench._report import Group
 from bench._serve import (
@@ -32,6 +32,7 @@ __all__ = [
     "guarded",
     "measure",
     "passthrough",
+    "same",
     "under_dishka",
     "under_svcs",
 ]
@@ -40,6 +41,7 @@ BARE = "bare"
 TEN = "10 pass-throughs"
 IDLE = "lifeguard, nothing registered"
 BORROW = "lifeguard, one borrow and return"
+BORROW_TEN = f"{TEN}, one borrow and return"
 SVCS = "svcs"
 
 
@@ -50,6 +52,10 @@ def passthrough(app: ASGIApp) -> ASGIApp:
         await app(scope, receive, send)
 
     return middleware
+
+
+def same(app: ASGIApp) -> ASGIApp:
+    return app
 
 
 def ten_passthroughs(app: ASGIApp) -> ASGIApp:
@@ -107,23 +113,11 @@ def around(middleware: Callable[[ASGIApp], ASGIApp], app: ASGIApp) -> Prepare:
     return prepare
 
 
-def borrowing() -> Prepare:
-    """A guarded app in which each request borrows once and returns."""
-
-    async def prepare(stack: AsyncExitStack) -> Host:
-        guard = lifeguard.Lifeguard()
-        wrapped: ASGIApp = guard.wrap(calling(Lender(guard).borrow_and_return))
-        await stack.enter_async_context(served(wrapped))
-        return Host(wrapped)
-
-    return prepare
-
-
-def guarded(app: ASGIApp) -> Prepare:
+def guarded(app: ASGIApp, *resources: object) -> Prepare:
     """``app`` wrapped, its worker opened by a real startup: what requests meet in production."""
 
     async def prepare(stack: AsyncExitStack) -> Host:
-        wrapped: ASGIApp = lifeguard.wrap(app)
+        wrapped: ASGIApp = lifeguard.wrap(app, resources=resources)
         await stack.enter_async_context(served(wrapped))
         return Host(wrapped)
 
@@ -160,7 +154,7 @@ def under_dishka(app: ASGIApp) -> Prepare:
 def measure(plan: Plan) -> Group:
     group = Group("asgi", "ASGI: one request; 3 other context variables unless said", "ns")
     bare, ten, idle = (
-        around(lambda app: app, bare_app),
+        around(same, bare_app),
         around(ten_passthroughs, bare_app),
         guarded(bare_app),
     )
@@ -170,12 +164,19 @@ def measure(plan: Plan) -> Group:
         asgi_variant("1 pass-through", around(passthrough, bare_app)),
         asgi_variant(TEN, ten),
         asgi_variant(IDLE, idle),
-        asgi_variant(BORROW, borrowing()),
         asgi_variant("lifeguard, one callback", guarded(calling(register))),
         asgi_variant(SVCS, under_svcs(bare_app)),
         asgi_variant("dishka", under_dishka(bare_app)),
         asgi_variant("AsyncExitStack", around(exit_stack, bare_app)),
         asgi_variant("AsyncExitStack, one callback", around(exit_stack_with_callback, bare_app)),
+    ]
+    compare(group, variants, rounds=plan.rounds, inner=1000)
+    pool = IdlePool()
+    borrowing = calling(pool.borrow_and_return)
+    variants = [
+        asgi_variant(f"{BARE}, one borrow and return", around(same, borrowing)),
+        asgi_variant(BORROW_TEN, around(ten_passthroughs, borrowing)),
+        asgi_variant(BORROW, guarded(borrowing, pool)),
     ]
     compare(group, variants, rounds=plan.rounds, inner=1000)
     these = {BARE: bare, TEN: ten, IDLE: idle}
@@ -192,7 +193,9 @@ def measure(plan: Plan) -> Group:
     ratio = group.added_ratio
     group.target("idle unit", f"added / added by {TEN}", ratio(IDLE, TEN), 0.6)
     group.target("idle unit", f"added / added by {SVCS}", ratio(IDLE, SVCS), 0.5)
-    group.target("one borrow and return", f"added / added by {TEN}", ratio(BORROW, TEN), 0.75)
+    group.target(
+        "one borrow and return", f"added / added by {TEN}", ratio(BORROW, BORROW_TEN), 0.75
+    )
     return group
 
 

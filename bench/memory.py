@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from bench._measure import Plan, Run, Variant, interleave
 from bench._report import Group
 from bench._serve import Prepare, asgi_host, contexts_with
-from bench.asgi import around, exit_stack, guarded, passthrough, under_dishka, under_svcs
+from bench.asgi import around, exit_stack, guarded, passthrough, same, under_dishka, under_svcs
 
 __all__ = ["measure"]
 
@@ -69,7 +69,7 @@ def memory_variant(name: str, prepare: Prepare) -> Variant:
 def measure(plan: Plan) -> Group:
     group = Group("memory", f"memory: per request, {REQUESTS} of them under way", "B")
     variants = [
-        memory_variant(BARE, around(lambda app: app, waiting)),
+        memory_variant(BARE, around(same, waiting)),
         memory_variant("1 pass-through", around(passthrough, waiting)),
         memory_variant(GUARDED, guarded(waiting)),
         memory_variant("svcs", under_svcs(waiting)),
