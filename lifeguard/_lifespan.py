@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._core.guard import Guard
-    from ._core.resource import Resource
+    from ._core.resource import Adapter, Resource
 
 
 def make_lifespan(
@@ -34,20 +34,20 @@ def make_lifespan(
     inner = mounts if isinstance(mounts, bool) else list(mounts)
 
     async def stay(app: Any, keeper: Keeper) -> None:
+        pools: list[Adapter] = []
         async with AsyncExitStack() as stack:
+            stack.callback(_sweep, pools)
             state = await stack.enter_async_context(enter(app))
             for sub in _mounted(app) if inner is True else inner or ():
                 theirs = await stack.enter_async_context(lifespan_of(sub))
                 if theirs:  # one request.state serves all of them; the outer app's word counts
                     state = {**theirs, **(state or {})}
-            # A pool that requests find in their state is guarded like one that was declared.
-            values = state.values() if isinstance(state, dict) else ()
-            pools = [adapter for value in values if (adapter := find_adapter(value, guard))]
+            for value in state.values() if isinstance(state, dict) else ():
+                adapter = find_adapter(value, guard)  # a pool here is guarded like a declared one
+                if adapter is not None:
+                    pools.append(adapter)
             keeper.ready(state)
             await keeper.told()
-        for adapter in pools:
-            if getattr(adapter.obj, "closed", False):
-                adapter.sweep()  # what a close that was cut short has left open
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[Any]:
@@ -81,6 +81,13 @@ def make_lifespan(
     lifespan.__name__ = getattr(func, "__name__", "lifespan")
     lifespan.__doc__ = getattr(func, "__doc__", None)
     return lifespan
+
+
+def _sweep(pools: list[Adapter]) -> None:
+    """Shut what a pool's close, cut short by the end of the loop, has left open."""
+    for adapter in pools:
+        if getattr(adapter.obj, "closed", False):
+            adapter.sweep()
 
 
 def _checked(func: Any) -> Any:

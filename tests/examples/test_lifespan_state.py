@@ -1,0 +1,45 @@
+"""A pool that a lifespan yields in its state is guarded like one that was declared."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from psycopg_pool import AsyncConnectionPool
+
+import lifeguard
+from lifeguard.testing import Postgres
+
+
+def test_a_leak_of_a_pool_in_the_state_is_taken_back(pg: Postgres, appname: str, dsn: str) -> None:
+    guard = lifeguard.Lifeguard()
+
+    @guard.lifespan
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        async with AsyncConnectionPool(dsn, open=False, min_size=1, max_size=2, timeout=5) as pool:
+            yield {"pool": pool, "name": "shop"}
+
+    api = FastAPI(lifespan=lifespan)
+
+    @api.get("/careless")
+    async def careless(request: Request) -> str:
+        await request.state.pool.getconn()
+        return str(request.state.name)
+
+    async def requests() -> None:
+        transport = httpx.ASGITransport(guard.wrap(api))
+        async with (
+            guard.worker(),
+            httpx.AsyncClient(transport=transport, base_url="http://shop") as client,
+        ):
+            for _ in range(5):
+                with pytest.warns(lifeguard.LeakWarning, match="careless"):
+                    assert (await client.get("/careless")).json() == "shop"
+            assert pg.count(prefix=appname) <= 2
+
+    asyncio.run(requests())
+    assert pg.wait_count(0, prefix=appname) == 0
