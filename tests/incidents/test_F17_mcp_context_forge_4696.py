@@ -11,7 +11,7 @@ from tests.incidents.serving import Sides
 
 
 def test_incident_F17(sides: Sides) -> None:
-    """Bare, the child's ``close()`` terminates the backend under the parent, whose next query fails.
+    """Bare, the child's ``close()`` ends the backend under the parent, whose next query fails.
 
     Guarded, the child has let go of the inherited sockets before its first line of code: there is
     nothing to close, and the parent goes on with the very same backend.
