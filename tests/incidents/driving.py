@@ -40,22 +40,39 @@ class Exchange:
 
 
 @contextlib.asynccontextmanager
-async def running(app: App, pool: AsyncConnectionPool[Any], *, guarded: bool) -> AsyncIterator[App]:
+async def running(
+    app: App,
+    pool: AsyncConnectionPool[Any],
+    *,
+    guarded: bool,
+    guard: lifeguard.Lifeguard | None = None,
+) -> AsyncIterator[App]:
     """The app to send requests to, while *pool* is open: as it is, or wrapped by lifeguard."""
     if not guarded:
         async with pool:
             yield app
         return
-    app = lifeguard.Lifeguard().wrap(app, resources=[pool])
+    guard = guard or lifeguard.Lifeguard()
+    app = guard.wrap(app, resources=[pool])
+    async with lifespan(app):
+        yield app
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app: App) -> AsyncIterator[None]:
+    """Start *app* and stop it, as a server does."""
     server = Exchange(kind="lifespan")
     life = asyncio.create_task(server.run(app))
     server.incoming.put_nowait({"type": "lifespan.startup"})
-    assert await server.outgoing.get() == {"type": "lifespan.startup.complete"}
+    answer = await server.outgoing.get()
+    if answer["type"] != "lifespan.startup.complete":
+        await life  # raises what the app raised
     try:
-        yield app
+        yield
     finally:
         server.incoming.put_nowait({"type": "lifespan.shutdown"})
-        assert await server.outgoing.get() == {"type": "lifespan.shutdown.complete"}
+        answer = await server.outgoing.get()
+        assert answer["type"] == "lifespan.shutdown.complete", answer
         await life
 
 
