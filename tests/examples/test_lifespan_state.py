@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from psycopg_pool import AsyncConnectionPool
 
 import lifeguard
+from lifeguard.asgi import lifespan_of
 from lifeguard.testing import Postgres
 
 
@@ -30,15 +31,19 @@ def test_a_leak_of_a_pool_in_the_state_is_taken_back(pg: Postgres, appname: str,
         await request.state.pool.getconn()
         return str(request.state.name)
 
+    app = guard.wrap(api)
+
     async def requests() -> None:
-        transport = httpx.ASGITransport(guard.wrap(api))
-        async with (
-            guard.worker(),
-            httpx.AsyncClient(transport=transport, base_url="http://shop") as client,
-        ):
-            for _ in range(5):
-                with pytest.warns(lifeguard.LeakWarning, match="careless"):
-                    assert (await client.get("/careless")).json() == "shop"
+        async with lifespan_of(app) as state:
+
+            async def with_state(scope: Any, receive: Any, send: Any) -> None:
+                await app({**scope, "state": {**state}}, receive, send)  # as servers do
+
+            transport = httpx.ASGITransport(with_state)
+            async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
+                for _ in range(5):
+                    with pytest.warns(lifeguard.LeakWarning, match="careless"):
+                        assert (await client.get("/careless")).json() == "shop"
             assert pg.count(prefix=appname) <= 2
 
     asyncio.run(requests())
