@@ -12,7 +12,7 @@ from time import perf_counter_ns
 import lifeguard
 from bench._measure import Plan, Run, Variant, interleave
 from bench._report import Group
-from bench._serve import context_with
+from bench._serve import in_contexts
 
 __all__ = ["measure"]
 
@@ -52,11 +52,10 @@ def task(function: Callable[[int], int]) -> Callable[[int], int]:
 def call_variant(
     name: str, decorate: Callable[[Callable[[int], int]], Callable[[int], int]]
 ) -> Variant:
-    """Calls one after the other in one context with 3 variables, as in a worker's thread."""
+    """Calls one after the other in a context with 3 variables, as in a worker's thread."""
 
     def start(stack: ExitStack) -> Run:
         function = decorate(charge)
-        context = context_with(3)
 
         def calls(count: int) -> int:
             start = perf_counter_ns()
@@ -64,7 +63,7 @@ def call_variant(
                 function(1)
             return perf_counter_ns() - start
 
-        return lambda count: context.run(calls, count)
+        return in_contexts(3, calls)
 
     return Variant(name, start)
 
