@@ -52,7 +52,7 @@ format: $(ready) ## Repair style and formatting where that can be done safely.
 
 types: $(ready) ## Check types: mypy and pyright, both strict.
 	$(bin)/mypy
-	$(bin)/pyright --pythonpath $(bin)/python
+	$(bin)/pyright
 
 bench: $(ready) ## Measure the price of lifeguard beside its peers.
 	$(bin)/python -m bench $(ARGS)
