@@ -1,4 +1,4 @@
-"""The `lifeguard` command. This module needs nothing installed: it can always say what is missing."""
+"""The `lifeguard` command. It needs nothing installed here, so it can say what is missing."""
 
 from __future__ import annotations
 

@@ -21,10 +21,9 @@ app = typer.Typer(
     add_completion=False,
     epilog=(
         "[bold]Begin here[/bold]\n\n"
-        "lifeguard demo                   see it work: bare and guarded, on a real PostgreSQL\n\n"
-        "lifeguard demo --list            what the demo can show\n\n"
-        "lifeguard demo --scenario fork   only this one\n\n"
-        "lifeguard demo --json | jq .ok   for a script"
+        "lifeguard demo                  see it work, on a real PostgreSQL\n\n"
+        "lifeguard demo --list           what there is to see\n\n"
+        "lifeguard demo --scenario fork  only this"
     ),
 )
 stderr = Console(stderr=True, highlight=False)
@@ -54,16 +53,21 @@ _DEMO_NEEDS = ("httpx", "psycopg", "psycopg_pool", "starlette", "uvicorn", "guni
 
 
 @app.command(
+    help=(
+        "Watch small apps, bare and guarded, on real servers and a real PostgreSQL.\n\n"
+        "Starts a PostgreSQL of its own (or uses the one of LIFEGUARD_DSN), plays both sides of "
+        "each scenario at the same time, and shows what PostgreSQL and the clients saw. Every "
+        "figure is measured in that run. Ctrl-C ends everything that was started.\n\n"
+        "Exit status: 0 guarded kept every promise, 1 it did not, 2 wrong use, 130 stopped."
+    ),
     epilog=(
         "[bold]Examples[/bold]\n\n"
-        "lifeguard demo                                          all scenarios, under a minute\n\n"
-        "lifeguard demo --scenario fork --scenario wsgi          some of them\n\n"
-        "lifeguard demo --seconds 20 --scenario workers          take more time\n\n"
-        "lifeguard demo --json --no-html > run.json              figures for a script\n\n"
-        "LIFEGUARD_DSN=postgresql://me@host/db lifeguard demo    on your own PostgreSQL\n\n"
-        "Exit status: 0 guarded kept every promise, 1 it did not, 2 wrong use, "
-        "130 stopped by Ctrl-C."
-    )
+        "lifeguard demo                                 everything, under a minute\n\n"
+        "lifeguard demo -s fork -s wsgi                 some of it\n\n"
+        "lifeguard demo -s workers --seconds 20         take more time\n\n"
+        "lifeguard demo --json --no-html > run.json     figures for a script\n\n"
+        "LIFEGUARD_DSN=postgresql://... lifeguard demo  on your own PostgreSQL"
+    ),
 )
 def demo(
     scenario: Annotated[
@@ -87,12 +91,7 @@ def demo(
     ] = None,
     no_html: Annotated[bool, typer.Option("--no-html", help="Write no page.")] = False,
 ) -> None:
-    """Watch the same small apps, bare and guarded, on real servers and a real PostgreSQL.
-
-    Starts a PostgreSQL of its own (or uses the one of LIFEGUARD_DSN), plays both sides of each
-    scenario at the same time, and shows what PostgreSQL and the clients saw. Every figure is
-    measured in that run; nothing is left behind, also after Ctrl-C.
-    """
+    """`lifeguard demo`: check the wishes, then hand over."""
     missing = [name for name in _DEMO_NEEDS if importlib.util.find_spec(name) is None]
     if missing:
         stderr.print(NEEDS_EXTRA.format(missing=", ".join(missing)), soft_wrap=True, markup=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -14,13 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ._demo.model import SideName, SideRun, Verdict
     from ._demo.run import ScenarioRun
     from ._demo.scenarios import Scenario
 
 COLOURS: dict[SideName, str] = {"bare": "red", "guarded": "green"}
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
-_VERDICT = {"ok": "bold green", "leaks": "red", "survived": "yellow", "broken": "bold white on red"}
+_WORD = {"ok": "kept", "fails": "fails", "survived": "survived", "broken": "BROKEN"}
+_VERDICT = {"ok": "bold green", "fails": "red", "survived": "yellow", "broken": "bold white on red"}
 
 
 def chart(
@@ -39,19 +41,18 @@ def chart(
         column = min(width - 1, int(at / span * width))
         if column >= 0:
             columns[column] = max(columns[column] or 0, count)
-    last: int | None = None
     newest = max((i for i, count in enumerate(columns) if count is not None), default=-1)
-    for i in range(newest + 1):  # a column nobody sampled continues the one before
-        last = columns[i] if columns[i] is not None else last
-        columns[i] = last
+    for i in range(1, newest + 1):  # a column nobody sampled continues the one before
+        if columns[i] is None:
+            columns[i] = columns[i - 1]
     rule = height - 1 - min(height - 1, int(line / top * height))
     text = Text()
     for row in range(height):
         base = height - 1 - row
-        label = str(top) if row == 0 else str(line) if row == rule else "0" if base == 0 else ""
+        label = str(line) if row == rule else "0" if base == 0 else ""
         text.append(f"{label:>3} ", style="bright_black")
         for count in columns:
-            filled = 0 if not count else max(0, min(8, round((count / top * height - base) * 8)))
+            filled = max(0, min(8, round(((count or 0) / top * height - base) * 8)))
             if filled:
                 style = "bold bright_red" if count and count > line else colour
                 text.append(_EIGHTHS[filled], style=style)
@@ -66,7 +67,7 @@ def chart(
 def _side(run: ScenarioRun, mine: SideRun, *, width: int, top: int) -> Panel:
     colour = COLOURS[mine.side]
     tally = mine.tally
-    figures = Text()
+    figures = Text(no_wrap=True, overflow="ellipsis")
     figures.append(f"{mine.now:>3}", style="bold")
     figures.append(" connections now   peak ")
     figures.append(f"{mine.peak}", style="bold bright_red" if mine.peak > mine.bound else "bold")
@@ -77,23 +78,19 @@ def _side(run: ScenarioRun, mine: SideRun, *, width: int, top: int) -> Panel:
     figures.append(" failed  ")
     figures.append(f"{tally.wrong:>4}", style="bold white on red" if tally.wrong else "bold")
     figures.append(" wrong row")
-    if tally.reasons:
-        reason = tally.reasons.most_common(1)[0][0]
-        figures.append(f"\n{reason}", style="red")
-    else:
-        figures.append("\n")
-    figures.truncate(10_000)
+    reason = tally.reasons.most_common(1)[0][0] if tally.reasons else " "
+    figures.append(f"\n{reason}", style="red")
     body = Group(
         chart(
             [(sample.at, sample.total) for sample in mine.samples],
             width=max(10, width - 8),
-            height=7,
+            height=8,
             span=run.seconds + 4,
             top=top,
             line=mine.bound,
             colour=colour,
         ),
-        Text.assemble(*_clip(figures, width - 4)),
+        figures,
     )
     return Panel(
         body,
@@ -105,21 +102,12 @@ def _side(run: ScenarioRun, mine: SideRun, *, width: int, top: int) -> Panel:
     )
 
 
-def _clip(text: Text, width: int) -> list[Text]:
-    """Every line cut at *width*: the height of the picture must not change while it plays."""
-    lines = []
-    for line in text.split("\n"):
-        line.truncate(width, overflow="ellipsis")
-        line.append("\n")
-        lines.append(line)
-    return lines
-
-
 def playing(run: ScenarioRun, number: int, of: int, console: Console) -> RenderableType:
     """The picture of one scenario, as it stands now."""
     scenario = run.scenario
     width = max(34, min(70, console.width // 2 - 1))
-    top = max(scenario.bound + 2, *(side.peak for side in run.sides.values()))
+    highest = max(scenario.bound, *(side.peak for side in run.sides.values()))
+    top = highest + max(1, highest // 7)
     heading = Text.assemble(
         (f" {number}/{of} ", "reverse"), " ", (scenario.title, "bold"), no_wrap=True
     )
@@ -148,11 +136,10 @@ def summary_line(run: ScenarioRun) -> Text:
     mark, style = ("✗", "bold red") if verdicts["guarded"].kind == "broken" else ("✓", "bold green")
     text.append(mark + " ", style=style)
     text.append(f"{run.scenario.name:<12}", style="bold")
-    for side, verdict in verdicts.items():
-        text.append(f"{side}: ", style=COLOURS[side])
-        text.append(verdict.text.partition("\n")[0], style=_VERDICT[verdict.kind])
-        if side == "bare":
-            text.append("   ")
+    order: tuple[SideName, SideName] = ("guarded", "bare")
+    for side in order:
+        text.append(f" {side} ", style=COLOURS[side])
+        text.append(verdicts[side].text.partition("\n")[0], style=_VERDICT[verdicts[side].kind])
     return text
 
 
@@ -174,19 +161,12 @@ def _number(value: int | None, *, bad: bool, unknown: str = "?") -> Text:
 
 def table(runs: Sequence[ScenarioRun]) -> Table:
     """The end: every scenario, both sides."""
-    result = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1))
-    for name, justify in (
-        ("scenario", "left"),
-        ("side", "left"),
-        ("peak / bound", "right"),
-        ("held", "right"),
-        ("left over", "right"),
-        ("right", "right"),
-        ("failed", "right"),
-        ("wrong rows", "right"),
-        ("verdict", "left"),
-    ):
-        result.add_column(name, justify=justify)  # type: ignore[arg-type]
+    result = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
+    for name in ("scenario", "side"):
+        result.add_column(name, no_wrap=True)
+    for name in ("peak/bound", "held", "left over", "right", "failed", "wrong"):
+        result.add_column(name, justify="right", no_wrap=True)
+    result.add_column("verdict", no_wrap=True)
     for run in runs:
         verdicts = run.verdicts
         for side, mine in run.sides.items():
@@ -195,13 +175,13 @@ def table(runs: Sequence[ScenarioRun]) -> Table:
             result.add_row(
                 Text(run.scenario.name if side == "bare" else "", style="bold"),
                 Text(side, style=COLOURS[side]),
-                Text(f"{mine.peak} / {mine.bound}", style="bold red" if over else ""),
+                Text(f"{mine.peak}/{mine.bound}", style="bold red" if over else ""),
                 _number(mine.held, bad=True, unknown="—"),
                 _number(mine.left_over, bad=True),
                 _number(mine.tally.ok, bad=False),
                 _number(mine.tally.failed, bad=True),
                 _number(mine.tally.wrong, bad=True),
-                Text(verdict.text, style=_VERDICT[verdict.kind]),
+                Text(_WORD[verdict.kind], style=_VERDICT[verdict.kind]),
                 style="on dark_red" if verdict.kind == "broken" else None,
                 end_section=side == "guarded",
             )
@@ -212,13 +192,14 @@ def listing(scenarios: Sequence[Scenario]) -> RenderableType:
     """`lifeguard demo --list`."""
     parts: list[RenderableType] = []
     for scenario in scenarios:
-        parts += [
-            Text.assemble((scenario.name, "bold cyan"), "  ", (scenario.title, "bold")),
-            Text("  $ " + scenario.command, style="green"),
-            Text.assemble("  bare     ", scenario.story, overflow="fold"),
-            Text.assemble("  guarded  ", scenario.remedy),
-            Text.assemble("  adds     ", (scenario.difference.splitlines()[-1], "yellow")),
-            Text.assemble("  reports  ", ", ".join(scenario.sources), style="bright_black"),
-            Text(),
-        ]
+        lines = Table.grid(padding=(0, 2, 0, 0))
+        lines.add_column(style="bright_black", no_wrap=True)
+        lines.add_column(overflow="fold")
+        lines.add_row("  server", Text(scenario.command, style="green"))
+        lines.add_row("  bare", scenario.story)
+        lines.add_row("  guarded", scenario.remedy)
+        lines.add_row("  adds", Text(scenario.difference.splitlines()[-1], style="yellow"))
+        lines.add_row("  reports", ", ".join(scenario.sources))
+        title = Text.assemble((scenario.name, "bold cyan"), "  ", (scenario.title, "bold"))
+        parts += [title, lines, Text()]
     return Group(*parts)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 OURS = "lifeguard-pool"
 THEIRS = "lifeguard"
@@ -24,7 +27,7 @@ def version() -> str:
 
 
 def both_distributions(installed: Callable[[str], str | None] = _installed) -> str | None:
-    """PyPI's `lifeguard` is another project with the same import name: whose files won is chance."""
+    """What to say if PyPI's `lifeguard`, another project with our import name, is installed too."""
     ours, theirs = installed(OURS), installed(THEIRS)
     if ours is None or theirs is None:
         return None

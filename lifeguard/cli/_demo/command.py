@@ -9,10 +9,8 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
 from importlib import metadata
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -24,8 +22,13 @@ from .. import _html, _live
 from .._notices import notices, version
 from .model import as_json as side_as_json
 from .run import ScenarioRun, play_all
-from .scenarios import Scenario
 from .witness import Witness, witness
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+
+    from .scenarios import Scenario
 
 FRAMES_PER_SECOND = 8
 PROGRESS_EVERY = 2.0
@@ -93,9 +96,7 @@ def broken(runs: Sequence[ScenarioRun]) -> list[str]:
     return [run.scenario.name for run in runs if run.verdicts["guarded"].kind == "broken"]
 
 
-def run(
-    scenarios: Sequence[Scenario], *, seconds: float, as_json: bool, page: Path | None
-) -> int:
+def run(scenarios: Sequence[Scenario], *, seconds: float, as_json: bool, page: Path | None) -> int:
     """Play *scenarios*; the exit status."""
     console = Console(stderr=as_json, highlight=False)
     runs = [ScenarioRun(scenario, seconds * scenario.scale) for scenario in scenarios]
@@ -104,7 +105,9 @@ def run(
         with postgres(max_connections=100) as server:
             where = asyncio.run(_play(runs, server.dsn, console, began))
     except (KeyboardInterrupt, asyncio.CancelledError):
-        console.print("\n[yellow]Stopped. Servers and database are ended; nothing is left behind.[/]")
+        console.print(
+            "\n[yellow]Stopped. Servers and database are ended; nothing is left behind.[/]"
+        )
         return 130
     except PostgresError as error:
         console.print(Text(f"lifeguard: {error}", style="red"), soft_wrap=True)
@@ -114,12 +117,14 @@ def run(
     if failing:
         console.print(
             f"[bold red]lifeguard did not keep its promise in: {', '.join(failing)}.[/] "
-            "This is a bug: please report it with the page below.",
+            "This is a bug: please report it.",
             soft_wrap=True,
         )
         for each in runs:
-            if (log := each.sides["guarded"].log) and each.scenario.name in failing:
-                console.print(Text(log, style="bright_black"))
+            if each.scenario.name in failing:
+                for fault in each.verdicts["guarded"].faults:
+                    console.print(Text(f"  {each.scenario.name}: {fault}", style="red"))
+                console.print(Text(each.sides["guarded"].log, style="bright_black"))
     if page is not None:
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(_html.page(runs, where), encoding="utf-8")

@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 
-from .model import Tally
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from .model import Tally
 
 PATIENCE = 2.0
 BASE = "http://demo"

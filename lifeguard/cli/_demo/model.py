@@ -77,10 +77,10 @@ class Mark:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:
-    """`ok`: kept its promise. `leaks`: shows the failure. `survived`: bare, but nothing happened
+    """`ok`: kept its promise. `fails`: shows the failure. `survived`: bare, but nothing happened
     this time. `broken`: guarded, and it did not keep its promise or did worse than bare."""
 
-    kind: Literal["ok", "leaks", "survived", "broken"]
+    kind: Literal["ok", "fails", "survived", "broken"]
     faults: tuple[str, ...] = ()
 
     @property
@@ -127,7 +127,7 @@ def judge(bare: SideRun, guarded: SideRun) -> tuple[Verdict, Verdict]:
             worse = " (more than bare)" if guarded.tally.failed > bare.tally.failed else ""
             guarded_faults.append(f"{_count(guarded.tally.failed, 'failed request')}{worse}")
     return (
-        Verdict("leaks", tuple(bare_faults)) if bare_faults else Verdict("survived"),
+        Verdict("fails", tuple(bare_faults)) if bare_faults else Verdict("survived"),
         Verdict("broken", tuple(guarded_faults)) if guarded_faults else Verdict("ok"),
     )
 

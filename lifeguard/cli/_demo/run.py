@@ -7,13 +7,16 @@ import contextlib
 import dataclasses
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .model import SIDES, Mark, SideName, SideRun, Verdict, judge
+from .model import SIDES, Mark, Sample, SideName, SideRun, Verdict, judge
 from .scenarios import Scenario, Stage
 from .servers import ServerError, serving
 from .witness import EVERY, Witness
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
 
 QUIET = 1.5
 """Seconds granted for what is right to be in progress: a rollback, a backend on its way out."""
@@ -104,9 +107,16 @@ async def _play_side(
             await server.stop()
             mine.log = server.tail()
         mine.left_over = await witness.settled(name, within=QUIET)
+        _add_sample(mine, (await witness.look([name], clock.at))[name])
     finally:
         mine.phase = "over"
         await witness.dismiss(name)
+
+
+def _add_sample(mine: SideRun, sample: Sample) -> None:
+    tally = mine.tally
+    sample.ok, sample.failed, sample.wrong = tally.ok, tally.failed, tally.wrong
+    mine.samples.append(sample)
 
 
 @contextlib.asynccontextmanager
@@ -118,9 +128,7 @@ async def _sampling(run: ScenarioRun, witness: Witness, clock: _Clock) -> AsyncI
             seen = await witness.look(list(names.values()), clock.at)
             for side in SIDES:
                 if run.sides[side].phase != "over":
-                    sample, tally = seen[names[side]], run.sides[side].tally
-                    sample.ok, sample.failed, sample.wrong = tally.ok, tally.failed, tally.wrong
-                    run.sides[side].samples.append(sample)
+                    _add_sample(run.sides[side], seen[names[side]])
             await asyncio.sleep(EVERY)
 
     task = asyncio.create_task(watch())

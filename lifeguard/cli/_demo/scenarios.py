@@ -8,12 +8,16 @@ import dataclasses
 import signal
 import textwrap
 import time
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import load
-from .model import Tally
 from .servers import APPS, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from .model import Tally
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -138,10 +142,17 @@ SCENARIOS = (
             "Three deploys while slow reports run. Each ends the workers, not their queries: "
             "PostgreSQL works on for clients that are gone, while the new workers open their own."
         ),
-        remedy="The worker closes only when its requests are over, so their queries are over too.",
+        remedy="A worker closes only when its requests are over, so no query outlives its worker.",
         sources=("psycopg/psycopg#1029", "IBM/mcp-context-forge#217"),
-        server=("uvicorn", "workers:app", "--workers", "2", "--timeout-graceful-shutdown", "1")
-        + _UVICORN,
+        server=(
+            "uvicorn",
+            "workers:app",
+            "--workers",
+            "2",
+            "--timeout-graceful-shutdown",
+            "1",
+            *_UVICORN,
+        ),
         bound=24,
         limit=26,
         load=_workers,
@@ -152,14 +163,23 @@ SCENARIOS = (
         name="fork",
         title="A pool opened before the fork: somebody else's rows",
         story=(
-            "`--preload` opens the pool once and forks. All workers talk on the same sockets: "
+            "--preload opens the pool once and then forks. All workers talk on the same sockets: "
             "requests get rows that belong to other requests, errors, or nothing at all."
         ),
         remedy="Each worker forgets the inherited sockets and opens the same pool anew.",
         sources=("psycopg/psycopg#651", "PlanExeOrg/PlanExe#674"),
-        server=("gunicorn", "fork:app", "--preload", "--workers", "3", "--timeout", "2")
-        + ("--graceful-timeout", "1")
-        + _GUNICORN,
+        server=(
+            "gunicorn",
+            "fork:app",
+            "--preload",
+            "--workers",
+            "3",
+            "--timeout",
+            "2",
+            "--graceful-timeout",
+            "1",
+            *_GUNICORN,
+        ),
         bound=12,
         limit=24,
         load=_fork,
@@ -168,12 +188,12 @@ SCENARIOS = (
         name="disconnects",
         title="Clients that leave: the stream ends, its connection stays",
         story=(
-            "A live feed borrows with getconn(). The client walks away, the stream is ended where it "
-            "stands, putconn() is never reached: the connection stays \"idle in transaction\". "
+            "A live feed borrows with getconn(). The client walks away, the stream is ended where "
+            'it stands, putconn() is never reached: the connection stays "idle in transaction". '
             "Six of those and the pool is empty."
         ),
         remedy="What a request borrowed and did not return is taken back when the request ends.",
-        sources=("sqlalchemy/sqlalchemy#12077", "psycopg/psycopg#509"),
+        sources=("sqlalchemy/sqlalchemy#12077", "onyx-dot-app/onyx#1238"),
         server=("uvicorn", "disconnects:app", "--timeout-graceful-shutdown", "2", *_UVICORN),
         bound=6,
         limit=24,
@@ -183,15 +203,23 @@ SCENARIOS = (
         name="wsgi",
         title="Threads under WSGI: an exception between getconn() and putconn()",
         story=(
-            "A view raises NotFound after getconn(). The client gets a proper 404; the connection is "
-            "garbage collected, and the pool counts it as lent out for ever. After six of those "
+            "A view raises NotFound after getconn(). The client gets a proper 404; the connection "
+            "is garbage collected, and the pool counts it as lent out for ever. After six of those "
             "PostgreSQL has none left, and the pool none to give."
         ),
         remedy="The same, for threads: what the request borrowed goes back when it ends.",
-        sources=("psycopg/psycopg#1029", "gyrinx-app/gyrinx#2083"),
-        server=("gunicorn", "wsgi:app", "--workers", "1", "--threads", "8")
-        + ("--graceful-timeout", "2")
-        + _GUNICORN,
+        sources=("Soju06/codex-lb#672", "bihealth/reev#360"),
+        server=(
+            "gunicorn",
+            "wsgi:app",
+            "--workers",
+            "1",
+            "--threads",
+            "8",
+            "--graceful-timeout",
+            "2",
+            *_GUNICORN,
+        ),
         bound=6,
         limit=24,
         load=_wsgi,

@@ -10,13 +10,16 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from .model import SIDES, Sample, SideName
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 EVERY = 0.1
 
@@ -102,7 +105,8 @@ class Witness:
         """End what a side left behind, so that the next scenario starts from nothing."""
         async with self._lock:
             await self._conn.execute(
-                "select pg_terminate_backend(pid) from pg_stat_activity where application_name = %s",
+                "select pg_terminate_backend(pid) from pg_stat_activity"
+                " where application_name = %s",
                 [name],
             )
         await self.settled(name, within=2)

@@ -4,6 +4,7 @@ Bare, the abandoned stream is ended where it stands, so neither `discard()` nor 
 reached: every client that leaves parks one connection "idle in transaction", until none is left.
 """
 
+# ruff: noqa: TC002, TC003 - written as one writes an app
 from __future__ import annotations
 
 import asyncio

@@ -4,6 +4,7 @@ Bare, all workers hold the same sockets. Two of them talk on one connection at o
 whoever reads first, so a request gets a row that belongs to another one, an error, or nothing.
 """
 
+# ruff: noqa: TC003 - written as one writes an app
 from __future__ import annotations
 
 import os

@@ -4,6 +4,7 @@ Bare, a deploy (SIGHUP) ends a worker whose reports still run. The process dies,
 not: PostgreSQL works on for a client that is gone, while the new worker opens its own connections.
 """
 
+# ruff: noqa: TC002, TC003 - written as one writes an app
 from __future__ import annotations
 
 import contextlib

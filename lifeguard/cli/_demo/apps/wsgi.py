@@ -5,6 +5,7 @@ collector closes it, the pool counts it as lent out for ever. After `max_size` o
 has no connection any more, and the pool has none to give.
 """
 
+# ruff: noqa: TC003 - written as one writes an app
 from __future__ import annotations
 
 import os
