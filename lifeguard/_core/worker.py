@@ -182,8 +182,12 @@ class Worker(Lifetime):
         self, exc: BaseException | None = None, *, sync_only: bool = False
     ) -> Plan[list[BaseException]]:
         self.serving = False
-        yield _WaitForUnits(self)
-        errors = yield from super()._closing(exc, sync_only=sync_only)
+        failed: list[BaseException] = []
+        try:
+            yield _WaitForUnits(self)
+        except BaseException as error:  # whatever it was, the resources close
+            failed.append(error)
+        errors = failed + (yield from super()._closing(exc, sync_only=sync_only))
         self._is_closed(errors)
         return errors
 
@@ -310,6 +314,8 @@ class _WaitForUnits:
     """
 
     __slots__ = ("deadline", "waiting", "worker")
+
+    bounded = True  # it looks at the clock itself, to say what it gave up on
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker

@@ -1,0 +1,1 @@
+"""Every way a unit or a worker can end."""

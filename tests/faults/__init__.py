@@ -1,0 +1,1 @@
+"""Faults injected on purpose: cancellations, dead sockets, forks, exits that misbehave."""
