@@ -11,6 +11,7 @@ never sends it is stood in for, at the first request and at the end of the proce
 
 from __future__ import annotations
 
+from ._core.clock import now
 from ._core.errors import ClosedError, explain
 from ._core.lifetime import CLOSED, OPEN, Call
 from ._core.observer import logger
@@ -79,8 +80,7 @@ class Middleware:
 def wrap_asgi(app: ASGIApp, guard: Guard, resources: list[Resource[Any]]) -> ASGIApp:
     """Guard an ASGI 3 app. The closure is the hot path: see bench/ before you touch it."""
     key = guard.key
-    current = guard.current
-    get_current, set_current = current.get, current.set
+    get_current, set_current = guard.current.get, guard.current.set
     run = _cancelled_with_client(app) if guard.cancel_on_disconnect else app
     worker = Worker(guard, awaits=True)  # not open, so that nothing passes the front door unseen
 
@@ -88,42 +88,40 @@ def wrap_asgi(app: ASGIApp, guard: Guard, resources: list[Resource[Any]]) -> ASG
         nonlocal worker
         worker = by
 
-    life = _Life(app, guard, resources, opened)
+    life = _Life(app, run, guard, resources, opened)
 
     async def lifeguard_asgi(scope: Scope, receive: Receive, send: Send) -> None:
-        host: Worker | None = worker
-        if not worker.serving or key in scope or scope["type"] != "http":
-            host = await life.front_door(scope, receive, send)
-            if host is None:
-                return
+        if (
+            not worker.serving
+            or key in scope
+            or scope["type"] != "http"
+            or get_current() is not None
+        ):
+            await life.front_door(scope, receive, send)
+            return
         unit = Request()
         unit.state = OPEN
         unit.source = scope
-        unit.worker = host
-        unit.started = host.tick
+        unit.worker = worker
+        unit.started = worker.tick
         scope[key] = unit
-        outer = get_current()
+        # Not reset at the end, which would cost as much as all the rest: a closed unit says so
+        # itself, and where there is another one outside, the request came by the front door.
         set_current(unit)
         try:
             await run(scope, receive, send)
-        except GeneratorExit:  # the coroutine is thrown away, maybe in another context
-            if get_current() is unit:
-                set_current(outer)
+        except GeneratorExit:  # the coroutine is thrown away: nothing can be awaited any more
             unit.state = CLOSED
             if unit:
                 unit.drop()
             unit.source = None
             raise
         except BaseException as exc:
-            set_current(outer)
             unit.state = CLOSED
             if unit:
                 await unit.aconclude(exc)
             unit.source = None
             raise
-        # Resetting would cost as much as all the rest: a closed unit says itself that it is.
-        if outer is not None:
-            set_current(outer)
         unit.state = CLOSED
         if unit:
             await unit.aconclude(None)
@@ -147,11 +145,13 @@ class _Life:
     def __init__(
         self,
         app: ASGIApp,
+        run: ASGIApp,
         guard: Guard,
         resources: list[Resource[Any]],
         opened: Callable[[Worker], None],
     ) -> None:
         self.app = app
+        self.run = run  # the app, or what cancels it with its client
         self.guard = guard
         self.resources = resources
         self.opened = opened  # tells the hot path
@@ -159,31 +159,55 @@ class _Life:
         self.state: dict[str, Any] | None = None  # what an app's startup left, if we ran it
         self._starting: tuple[object, Latch, list[BaseException]] | None = None
 
-    async def front_door(self, scope: Scope, receive: Receive, send: Send) -> Worker | None:
-        """Everything that is not a request to an open worker. The worker if one is now to follow."""
+    async def front_door(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See to all that is not a plain request to an open worker."""
         outer = scope.get(self.guard.key)
         if outer is not None and outer.state is OPEN:  # wrapped twice: the outer one has it
             await self.app(scope, receive, send)
-            return None
-        if scope["type"] == "lifespan":
+        elif scope["type"] == "lifespan":
             scope[self.guard.key] = _LIFESPAN
             try:
                 await self._serve_lifespan(scope, receive, send)
             finally:
                 scope.pop(self.guard.key, None)
-            return None
-        if scope["type"] not in ("http", "websocket"):
+        elif scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
-            return None
-        if not self.worker.serving:
-            try:
-                await self._stand_in()
-            except Exception as exc:
-                await self._refuse(exc, scope, send)
-                return None
-        if self.state is not None and "state" not in scope:
-            scope["state"] = self.state.copy()
-        return self.worker
+        else:
+            if not self.worker.serving:
+                try:
+                    await self._stand_in()
+                except Exception as exc:
+                    await self._refuse(exc, scope, send)
+                    return
+            if self.state is not None and "state" not in scope:
+                scope["state"] = self.state.copy()
+            await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One unit, as on the hot path, but inside of whatever unit is current."""
+        unit = Request()
+        unit.state = OPEN
+        unit.source = scope
+        unit.worker = self.worker
+        unit.started = now()
+        scope[self.guard.key] = unit
+        current = self.guard.current
+        outer = current.get()
+        current.set(unit)
+        error: BaseException | None = None
+        try:
+            await self.run(scope, receive, send)
+        except BaseException as exc:
+            error = exc
+            raise
+        finally:
+            if current.get() is unit:  # not so where a dropped coroutine ends in another context
+                current.set(outer)
+            if isinstance(error, GeneratorExit):
+                unit.drop()
+            else:
+                await unit.aconclude(error)
+            unit.source = None
 
     def _serve_in(self, worker: Worker) -> None:
         self.worker = worker

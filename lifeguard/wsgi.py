@@ -22,7 +22,6 @@ from ._core.worker import Worker, failed_to_open
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from contextvars import Token
     from typing import Any
 
     from ._core.guard import Guard
@@ -86,14 +85,15 @@ def wrap_wsgi(app: WSGIApp, guard: Guard, resources: list[Resource[Any]]) -> WSG
     """Guard a WSGI app. The closure is the hot path: see bench/ before you touch it."""
     key = guard.key
     current = guard.current
-    set_current, reset_current = current.set, current.reset
+    get_current, set_current = current.get, current.set
     worker = Worker(guard, awaits=False)  # not open, so that the first request opens one
+    lists = 0  # how many bodies in a row were lists, whose headers need not be looked at
 
     def lifeguard_wsgi(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        nonlocal worker
+        nonlocal worker, lists
         if not worker.serving or key in environ:
-            outer = environ.get(key)
-            if outer is not None and outer.state is OPEN:  # wrapped twice: the outer one has it
+            served = environ.get(key)
+            if served is not None and served.state is OPEN:  # wrapped twice: the outer one has it
                 return app(environ, start_response)
             if not worker.serving:
                 try:
@@ -105,26 +105,36 @@ def wrap_wsgi(app: WSGIApp, guard: Guard, resources: list[Resource[Any]]) -> WSG
         unit.source = environ
         unit.worker = worker
         unit.started = now()
-        unit.respond = start_response
-        unit.headers = None
         environ[key] = unit
-        token = set_current(unit)
+        outer = get_current()
+        set_current(unit)
         try:
-            body = app(environ, unit.start)
+            if lists < _SURE:
+                unit.respond = start_response
+                unit.headers = None
+                body = app(environ, unit.start)
+                headers = unit.headers
+                lists += 1
+            else:
+                body = app(environ, start_response)
+                headers = None
             if type(body) is not list:
+                lists = 0
                 # The unit stays current while the body runs: it may be the app's code.
-                body = _whole_or_streaming(body, unit, environ)
+                body = _whole_or_streaming(body, unit, environ, headers)
                 if isinstance(body, _Body):
-                    body.token = token
+                    body.outer = outer
                     return body
         except BaseException as exc:
-            reset_current(token)
+            set_current(outer)
             unit.state = CLOSED
             if unit:
                 unit.conclude(exc)
             unit.source = None
             raise
-        reset_current(token)
+        # Resetting would cost as much as all the rest: a closed unit says itself that it is.
+        if outer is not None and outer.state is OPEN:
+            set_current(outer)
         unit.state = CLOSED
         if unit:
             unit.conclude(None)
@@ -134,39 +144,52 @@ def wrap_wsgi(app: WSGIApp, guard: Guard, resources: list[Resource[Any]]) -> WSG
     return lifeguard_wsgi
 
 
-def _whole_or_streaming(body: Any, unit: Request, environ: Environ) -> Any:
+#: After so many lists in a row the next body is taken for one, too: noting headers costs a fifth.
+_SURE = 100
+
+
+def _whole_or_streaming(body: Any, unit: Request, environ: Environ, headers: Any) -> Any:
     """*body* as a list, if it is complete already; as it is, if the server knows it better than
     we do; else guarded."""
     kind = type(body)
     if kind is tuple:
         return body
-    wrapper = environ.get("wsgi.file_wrapper")
-    if wrapper is not None and (isinstance(wrapper, type) and isinstance(body, wrapper)):
-        file = getattr(body, "filelike", None) or getattr(body, "file", None)
-        if _is_file(file):
-            return body  # the server sends the file itself, and no code of the app runs any more
-    elif _is_file(body):
-        return body
+    if kind is not _GENERATOR:
+        wrapper = environ.get("wsgi.file_wrapper")
+        if wrapper is not None and (isinstance(wrapper, type) and isinstance(body, wrapper)):
+            file = getattr(body, "filelike", None) or getattr(body, "file", None)
+            if _is_file(file):
+                return body  # the server sends the file itself, and no code of the app runs
+        elif _is_file(body):
+            return body
     iterator = iter(body)
     if type(iterator) in _LISTS:  # Django's HttpResponse, list subclasses: all of it is there
         chunks = list(iterator)
         _close(body)
         return chunks
-    length = _declared_length(unit.headers)
-    if length is not None and length <= WHOLE:
-        chunks, complete = _read(body, iterator, length)
-        if complete:
-            _close(body)
-            return chunks
-        iterator = chain(chunks, iterator)
-    return (_SizedBody if hasattr(body, "__len__") else _Body)(unit, body, iterator)
+    if headers:
+        length = _declared_length(headers)
+        if length is not None and length <= WHOLE:
+            chunks, complete = _read(body, iterator, length)
+            if complete:
+                _close(body)
+                return chunks
+            iterator = chain(chunks, iterator)
+    guarded = _SizedBody() if kind is not _GENERATOR and hasattr(body, "__len__") else _Body()
+    guarded.unit = unit
+    guarded.body = body
+    guarded.chunks = iterator
+    return guarded
 
 
 def _declared_length(headers: Any) -> int | None:
-    for name, value in headers or ():
-        if isinstance(name, str) and name.lower() == "content-length":
+    for name, value in headers:
+        if name in _CONTENT_LENGTH:
             return int(value) if isinstance(value, str) and value.isdigit() else None
     return None
+
+
+_CONTENT_LENGTH = frozenset(("Content-Length", "content-length", "CONTENT-LENGTH"))
 
 
 def _read(body: Any, iterator: Iterator[Any], length: int) -> tuple[list[Any], bool]:
@@ -189,6 +212,7 @@ def _read(body: Any, iterator: Iterator[Any], length: int) -> tuple[list[Any], b
 
 
 _LISTS: tuple[type, ...] = (type(iter([])), type(iter(())))
+_GENERATOR = type(_ for _ in ())
 
 
 def _is_file(obj: object) -> bool:
@@ -211,49 +235,55 @@ def _close(body: object) -> None:
 class _Body:
     """A body that streams. No Python frame of ours runs per chunk.
 
-    ``__iter__`` hands out a C iterator over the app's chunks, and one step more behind the last of
-    them, which ends the unit.
+    ``__iter__`` hands out a C iterator over the app's chunks, and behind the last of them over
+    this object once more, which then ends the unit. (It also keeps this object alive for servers
+    that hold on to the iterator only.)
     """
 
-    __slots__ = ("_body", "_chunks", "_unit", "token")
+    __slots__ = ("body", "chunks", "outer", "unit")
 
-    def __init__(self, unit: Request, body: Any, iterator: Iterator[bytes]) -> None:
-        self.token: Token[Unit | None] | None = None
-        self._unit = unit
-        self._body = body
-        self._chunks = chain(iterator, self._after())
+    unit: Request
+    body: Any
+    chunks: Iterator[bytes] | None  #: None once they were handed out
+    outer: Unit | None
 
     def __iter__(self) -> Iterator[bytes]:
-        return self._chunks
-
-    def _after(self) -> Iterator[bytes]:
-        self._end()
-        yield from ()
+        chunks = self.chunks
+        if chunks is None:
+            if self.unit.state is OPEN:
+                self._end()
+            return iter(())
+        self.chunks = None
+        return chain(chunks, self)
 
     def close(self) -> None:
+        """End the response, as the server is to do (PEP 3333). Once is enough."""
+        body, self.body = self.body, ()
         try:
-            _close(self._body)
+            close = getattr(body, "close", None)
+            if close is not None:
+                close()
         finally:
-            self._end()
+            if self.unit.state is OPEN:
+                self._end()
 
     def _end(self) -> None:
-        unit = self._unit
-        token, self.token = self.token, None
+        unit = self.unit
         current = unit.worker.guard.current
-        if token is not None and current.get() is unit:
-            try:
-                current.reset(token)
-            except ValueError:  # the server goes on in another thread
-                current.set(None)
-        unit.conclude(None)
+        if current.get() is unit:
+            current.set(self.outer)
+        unit.state = CLOSED
+        if unit:
+            unit.conclude(None)
         unit.source = None
 
     def __del__(self) -> None:
-        if self._unit.state is not OPEN:
+        unit: Request | None = getattr(self, "unit", None)
+        if unit is None or unit.state is not OPEN:
             return
         import warnings
 
-        name = self._unit.name
+        name = unit.name
         self.close()
         warnings.warn(
             f"the server dropped the response of {name} without closing it (PEP 3333 says it "
@@ -269,7 +299,7 @@ class _SizedBody(_Body):
     __slots__ = ()
 
     def __len__(self) -> int:
-        return len(self._body)
+        return len(self.body)
 
 
 def _refuse(environ: Environ, start_response: StartResponse, exc: Exception) -> Iterable[bytes]:

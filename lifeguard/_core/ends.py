@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import weakref
 
 TYPE_CHECKING = False
@@ -76,6 +75,8 @@ def take_sigterm() -> bool:
     signal, as it would have.
     """
     global _sigterm_pid
+    import threading
+
     if threading.current_thread() is not threading.main_thread():
         return False
     import signal

@@ -151,9 +151,9 @@ class Leave(Call):
 class Lifetime(list["Exit"]):
     """An exit stack that is closed exactly once. See the module's docstring."""
 
-    __slots__ = ("state",)
+    __slots__ = ("awaits", "state")
 
-    awaits = False  #: whether async exits can be taken: something will await them
+    awaits: bool  #: whether async exits can be taken: something will await them
     state: State
 
     __hash__ = object.__hash__  # type: ignore[assignment]  # by identity: C speed in sets
@@ -332,11 +332,12 @@ def drive(plan: Plan[T]) -> T:
         plan.close()
 
 
-async def adrive(plan: Plan[T], *, grace: float | None = None) -> T:
+async def adrive(plan: Plan[T], *, grace: float | None = None, shield: bool = True) -> T:
     """Run the steps of *plan*, and await what can be awaited.
 
     All of them together get *grace* seconds. A step that comes late, because one before it hung,
     still gets a tenth of that: a hung exit costs its own clean-up, not everybody's.
+    Without *shield* a cancellation stops it: so with opening, which nobody has to finish.
     """
     deadline = None if grace is None else now() + grace
     try:
@@ -349,7 +350,7 @@ async def adrive(plan: Plan[T], *, grace: float | None = None) -> T:
                     own_clock = getattr(step, "bounded", False)
                     if deadline is not None and grace is not None and not own_clock:
                         seconds = max(deadline - now(), grace / 10)
-                    result = await within(seconds, result, step)
+                    result = await (within(seconds, result, step) if shield else result)
             except BaseException as exc:
                 step = plan.throw(exc)
             else:

@@ -9,7 +9,7 @@ sqlalchemy#8516), and behind a shield everywhere.
 from __future__ import annotations
 
 import sys
-import threading
+from _thread import allocate_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -123,17 +123,23 @@ async def _outlast(task: asyncio.Task[Any]) -> BaseException | None:
 class Latch:
     """An event that is set once, and that threads and tasks can both wait for."""
 
-    __slots__ = ("_event", "_wakers")
+    __slots__ = ("_closed", "_is_set", "_wakers")
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._closed = allocate_lock()  # held until it is set; threads queue for it
+        self._closed.acquire()
+        self._is_set = False
         self._wakers: list[Callable[[], object]] = []
 
     def is_set(self) -> bool:
-        return self._event.is_set()
+        return self._is_set
 
     def set(self) -> None:
-        self._event.set()
+        """Set it. Only the first time does anything."""
+        if self._is_set:
+            return
+        self._is_set = True
+        self._closed.release()
         while self._wakers:
             try:
                 wake = self._wakers.pop()
@@ -145,7 +151,11 @@ class Latch:
                 pass
 
     def wait(self, seconds: float | None = None) -> bool:
-        return self._event.wait(seconds)
+        """Wait in this thread, at most so long. True if it is set."""
+        if self._closed.acquire(timeout=-1 if seconds is None else max(0.0, seconds)):
+            self._closed.release()
+            return True
+        return False
 
     async def wait_async(self) -> None:
         import anyio
@@ -159,7 +169,7 @@ class Latch:
 
             token = trio.lowlevel.current_trio_token()
             self._wakers.append(lambda: token.run_sync_soon(event.set))
-        if not self._event.is_set():
+        if not self._is_set:
             await event.wait()
 
 

@@ -47,6 +47,7 @@ class Worker(Lifetime):
     """
 
     __slots__ = (
+        "__weakref__",
         "closed",
         "failure",
         "guard",
@@ -101,7 +102,7 @@ class Worker(Lifetime):
         self.loop = running_loop()
         try:
             await self._notice_end_of_loop()
-            await adrive(self._opening(resources))
+            await adrive(self._opening(resources), shield=False)
         except BaseException as exc:
             self.state = OPEN
             self.failure = exc
@@ -118,7 +119,7 @@ class Worker(Lifetime):
             self.awaits = True
             self.loop = running_loop()
             await self._notice_end_of_loop()
-        await adrive(self._opening(resources))
+        await adrive(self._opening(resources), shield=False)
 
     def _opening(self, resources: Iterable[Resource[Any]]) -> Plan[None]:
         for resource in resources:
@@ -269,6 +270,7 @@ class Worker(Lifetime):
             # not isinstance: that asks proxies for their __class__, which is code of the app
             if issubclass(type(unit), Unit)
             and getattr(unit, "worker", None) is self
+            and hasattr(unit, "started")  # set last: not one that a thread is just making
             and unit.state is not CLOSED
         ]
 
