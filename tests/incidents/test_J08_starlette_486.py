@@ -10,9 +10,9 @@ from tests.incidents.serving import Sides, free_port
 
 
 def test_incident_J08(sides: Sides) -> None:
-    """Bare, the server serves: every request is a 500, and no line of the log names the database.
+    """Bare, the server calls the lifespan unsupported and serves: every request is a 500.
 
-    Guarded, it refuses to start, and says which address refused the connection. Without the
+    Guarded, it refuses to start, and says which address refused the connection, without the
     password.
     """
     port = free_port()
