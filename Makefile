@@ -43,16 +43,16 @@ servers: $(ready) ## Run the matrix: every supported server, in subprocesses.
 	$(bin)/python -m pytest -m servers tests/servers $(ARGS)
 
 lint: $(ready) ## Check style and formatting.
-	$(bin)/ruff check .
-	$(bin)/ruff format --check .
+	@status=0; for check in "check" "format --check"; do \
+		echo "ruff $$check"; $(bin)/ruff $$check . || status=1; done; exit $$status
 
 format: $(ready) ## Repair style and formatting where that can be done safely.
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
 
 types: $(ready) ## Check types: mypy and pyright, both strict.
-	$(bin)/mypy
-	$(bin)/pyright
+	@status=0; for check in mypy pyright; do \
+		echo "$$check"; $(bin)/$$check || status=1; done; exit $$status
 
 bench: $(ready) ## Measure the price of lifeguard beside its peers.
 	$(bin)/python -m bench $(ARGS)
