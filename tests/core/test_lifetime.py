@@ -120,7 +120,7 @@ def test_sixteen_racing_closers_run_every_exit_exactly_once() -> None:
 
 
 def test_racing_registrations_run_once_or_are_refused() -> None:
-    """A callback that races with the close either runs once or raises ClosedError, never neither."""
+    """A callback that races with the close runs once or raises ClosedError."""
     with switching_often():
         for _ in range(60):
             ran: list[int] = []
@@ -190,7 +190,7 @@ def test_every_exit_runs_even_if_one_raises_what_is_not_an_exception(
 
 
 def test_exits_are_told_what_the_lifetime_ended_with(log: Log) -> None:
-    """A context manager sees the exception as in a `with` block, but cannot swallow it for others."""
+    """A context manager sees the exception as in a `with`, but cannot hide it from others."""
 
     class Swallows(SyncDoor):
         def __exit__(self, *args: Any) -> bool:  # type: ignore[override]
@@ -482,7 +482,7 @@ def test_what_comes_after_the_end_is_refused(close: Close, log: Log) -> None:
 
 
 def test_a_hung_exit_costs_its_budget_and_is_named(backend: str, log: Log) -> None:
-    """An exit that hangs is cancelled when the grace is over; the others run, one with its share."""
+    """An exit that hangs is cancelled when the grace is over; the others still run."""
 
     async def hangs() -> None:
         log.append("hangs")
@@ -531,7 +531,7 @@ def test_two_hung_exits_share_the_budget(log: Log) -> None:
 
 
 def test_an_exit_is_not_cut_short_by_a_level_cancellation(log: Log) -> None:
-    """Inside a cancelled anyio scope, where everything awaited is cancelled, exits still complete."""
+    """Exits complete in a cancelled anyio scope, where everything awaited is cancelled."""
     for backend in ("asyncio", "trio"):
 
         async def main() -> None:
@@ -605,7 +605,7 @@ def test_only_the_winner_of_the_claim_is_closing() -> None:
 
 
 def test_cancelling_a_close_does_not_lose_the_other_exits_nor_the_cancellation(log: Log) -> None:
-    """asyncio cancels by edge: the exit that is hit ends, the rest run, the cancellation comes out."""
+    """By edge: the exit that is hit ends, the rest run, and the cancellation comes out."""
 
     async def main() -> None:
         lifetime = Lifetime(awaits=True)
