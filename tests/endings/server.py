@@ -130,12 +130,19 @@ def frames(exc: BaseException | None) -> list[str]:
     ]
 
 
+def _shown(exc: BaseException | None) -> str:
+    # Cancellations name the task and the scope they came from, by address.
+    name = type(exc).__name__
+    return name if name.startswith("Cancelled") else repr(exc)
+
+
 def chain(exc: BaseException | None) -> list[str]:
     """An exception with what it is chained to and what is noted on it, as text."""
     seen: list[str] = []
     while exc is not None and len(seen) < 10:
         notes = getattr(exc, "__notes__", [])
-        seen.append(f"{exc!r} cause={exc.__cause__!r} notes={notes!r}")
+        shown = [_shown(exc), _shown(exc.__cause__), repr(notes)]
+        seen.append(" / ".join(shown))
         exc = exc.__context__
     return seen
 
