@@ -179,7 +179,7 @@ def _charts(run: ScenarioRun) -> str:
     stuck = _series(bare, lambda sample: sample.in_transaction)
     settled = run.scenario.settles and (bare.held or 0) > 0
     connections = chart(
-        "Connections PostgreSQL has",
+        "Connections PostgreSQL has" + (" (shaded: idle in transaction)" if settled else ""),
         [
             Line("bare", "bare", _series(bare, lambda sample: sample.total)),
             Line("guarded", "guarded", _series(guarded, lambda sample: sample.total)),
@@ -213,7 +213,7 @@ def _cell(value: int | None, *, bad: bool) -> str:
 def _row(name: str, mine: SideRun, verdict: Verdict, *, first: bool) -> str:
     scenario = f'<th scope="rowgroup" rowspan="2">{escape(name)}</th>' if first else ""
     over = " bad" if mine.peak > mine.bound else ""
-    words = "; ".join(verdict.faults) or _BADGE[verdict.kind]
+    words = "; ".join(verdict.faults) or verdict.text
     return (
         f'<tr class="{verdict.kind}{" first" if first else ""}">{scenario}'
         f'<td><span class="key {mine.side}"></span>{mine.side}</td>'
@@ -283,7 +283,7 @@ def _scenario(run: ScenarioRun) -> str:
     </div>
     <div>
       {_reasons(run.sides["bare"])}{_reasons(run.sides["guarded"])}
-      <h4>Reported as</h4><p class="faint">{", ".join(map(_issue, scenario.sources))}</p>
+      <h4>Reported as</h4><p class="faint small">{", ".join(map(_issue, scenario.sources))}</p>
     </div>
   </div>
 </section>"""
@@ -423,11 +423,11 @@ font-variant-numeric:tabular-nums;background:var(--card);padding-left:8px}
 .readout b{font-weight:650}.readout .bare{color:var(--bare)}
 .readout .guarded{color:var(--guarded)}.readout .wrong{color:var(--wrong)}
 .below{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:0 36px}
-pre{margin:0;padding:10px 14px;background:var(--code);border-radius:8px;overflow-x:auto;
+pre{margin:0;padding:10px 14px;background:var(--code);border-radius:8px;white-space:pre-wrap;
 font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 pre.diff{color:var(--good)}
 code{font:12.5px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere}
-a{color:inherit}
+a{color:inherit}h4+p{margin:0}
 ul{margin:0;padding:0;list-style:none}li{font-size:14px;margin:3px 0}
 footer{margin-top:32px;color:var(--soft);font-size:13px}
 dl{display:flex;flex-wrap:wrap;gap:6px 26px;margin:0}dl div{display:flex;gap:7px}

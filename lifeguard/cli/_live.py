@@ -51,10 +51,11 @@ def chart(
         base = height - 1 - row
         label = str(line) if row == rule else "0" if base == 0 else ""
         text.append(f"{label:>3} ", style="bright_black")
-        for count in columns:
-            filled = max(0, min(8, round(((count or 0) / top * height - base) * 8)))
+        for column_count in columns:
+            value = column_count or 0
+            filled = max(0, min(8, round((value / top * height - base) * 8)))
             if filled:
-                style = "bold bright_red" if count and count > line else colour
+                style = "bold bright_red" if value > line else colour
                 text.append(_EIGHTHS[filled], style=style)
             elif row == rule:
                 text.append("╌", style="bright_black")
@@ -77,7 +78,7 @@ def _side(run: ScenarioRun, mine: SideRun, *, width: int, top: int) -> Panel:
     figures.append(f"{tally.failed:>4}", style="bold red" if tally.failed else "bold")
     figures.append(" failed  ")
     figures.append(f"{tally.wrong:>4}", style="bold white on red" if tally.wrong else "bold")
-    figures.append(" wrong row")
+    figures.append(" wrong rows")
     reason = tally.reasons.most_common(1)[0][0] if tally.reasons else " "
     figures.append(f"\n{reason}", style="red")
     body = Group(
@@ -138,7 +139,9 @@ def summary_line(run: ScenarioRun) -> Text:
     text.append(f"{run.scenario.name:<12}", style="bold")
     order: tuple[SideName, SideName] = ("guarded", "bare")
     for side in order:
-        text.append(f" {side} ", style=COLOURS[side])
+        if side == "bare":
+            text.append("  |", style="bright_black")
+        text.append(f" {side}: ", style=COLOURS[side])
         text.append(verdicts[side].text.partition("\n")[0], style=_VERDICT[verdicts[side].kind])
     return text
 
@@ -164,7 +167,7 @@ def table(runs: Sequence[ScenarioRun]) -> Table:
     result = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
     for name in ("scenario", "side"):
         result.add_column(name, no_wrap=True)
-    for name in ("peak/bound", "held", "left over", "right", "failed", "wrong"):
+    for name in ("peak/max", "held", "left", "right", "failed", "wrong"):
         result.add_column(name, justify="right", no_wrap=True)
     result.add_column("verdict", no_wrap=True)
     for run in runs:

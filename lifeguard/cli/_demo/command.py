@@ -146,8 +146,9 @@ async def _play(
     async with witness(dsn) as seen:
         if not seen.can_limit:
             console.print(
-                "[yellow]This login may not create roles: without a limit of connections of its "
-                "own, the bare side can fill the whole server.[/]"
+                "[yellow]This login is no superuser, so neither side gets a limit of connections "
+                "of its own: the bare side may fill the server.[/]",
+                soft_wrap=True,
             )
         show = _live_picture if console.is_terminal else _plain_lines
         async with show(runs, console):

@@ -76,7 +76,7 @@ async def _play_side(
 ) -> None:
     scenario, mine = run.scenario, run.sides[side]
     name = witness.name(scenario.name, side)
-    uds = directory / f"{scenario.name}-{side}.sock"
+    uds = directory / f"{scenario.name[0]}{side[0]}.sock"  # short: a path may have 103 bytes
     dsn = witness.dsn(scenario.name, side)
 
     def mark(label: str) -> None:

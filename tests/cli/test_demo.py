@@ -1,0 +1,169 @@
+"""The demo itself: real servers, the PostgreSQL of the test run, one short scenario."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import html.parser
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from lifeguard.cli._demo import command
+from lifeguard.cli._demo.scenarios import APPS, BY_NAME, SCENARIOS
+
+pytestmark = pytest.mark.timeout(90)
+
+
+@pytest.fixture
+def tmp_path():
+    """Short: the path of a unix socket may have about 100 bytes, and pytest's are longer."""
+    with tempfile.TemporaryDirectory(prefix="lg-") as name:
+        yield pathlib.Path(name)
+
+
+@contextlib.contextmanager
+def demo(pg, tmp_path, *args):
+    env = {**os.environ, "LIFEGUARD_DSN": pg.dsn, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lifeguard.cli", "demo", *args],
+        env=env,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def nothing_is_left(pg, tmp_path):
+    assert pg.wait_count(0, prefix="lifeguard-demo") == 0
+    with pg.connect() as conn:
+        row = conn.execute("select count(*) from pg_roles where rolname like 'lifeguard_demo_%'")
+        assert row.fetchone() == (0,)
+    assert list(tmp_path.glob("lifeguard-demo-*")) == []  # sockets, logs
+    assert processes_below(tmp_path) == []
+
+
+def processes_below(tmp_path):
+    """Processes whose command line names a socket of this test."""
+    listing = subprocess.run(
+        ["ps", "-ww", "-eo", "pid=,args="], capture_output=True, text=True, check=True
+    ).stdout
+    return [line for line in listing.splitlines() if str(tmp_path) in line]
+
+
+def test_one_scenario_to_the_end(pg, tmp_path):
+    page = tmp_path / "out" / "demo.html"
+    args = ("--scenario", "wsgi", "--seconds", "5", "--json", "--html", str(page))
+    with demo(pg, tmp_path, *args) as process:
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    result = json.loads(stdout)  # nothing else on stdout
+    (scenario,) = result["scenarios"]
+    bare, guarded = scenario["bare"], scenario["guarded"]
+    assert result["ok"] is True
+    assert bare["verdict"] == "fails"
+    assert bare["failed"] > 0
+    assert any("PoolTimeout" in reason for reason in bare["reasons"])
+    assert guarded["verdict"] == "ok"
+    assert guarded["ok"] > bare["ok"]
+    assert (guarded["wrong"], guarded["held"], guarded["left_over"]) == (0, 0, 0)
+    assert 0 < guarded["peak"] <= guarded["bound"] == 6
+    assert guarded["peak"] == max(sample["total"] for sample in guarded["samples"])
+    assert len(guarded["samples"]) > 20
+    assert "wsgi         running" in stderr  # no terminal: plain lines
+    assert str(page) in stderr
+    is_self_contained(page.read_text(encoding="utf-8"))
+    nothing_is_left(pg, tmp_path)
+
+
+class Loads(html.parser.HTMLParser):
+    """Collects what a browser would fetch."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name in {"src", "srcset", "data", "poster", "action", "xlink:href"} or (
+                name == "href" and tag != "a"
+            ):
+                self.found.append((tag, name, value))
+
+
+def is_self_contained(text):
+    loads = Loads()
+    loads.feed(text)
+    assert loads.found == []
+    assert not re.search(r"@import|url\(|\bfetch\(|XMLHttpRequest|import\(", text)
+    assert "https://" not in re.sub(r'<a href="https://github\.com/[^"]*">', "", text)
+    assert "http://" not in text
+    charts = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(charts) == 2
+    for chart in charts:
+        drawn = ET.fromstring(chart)
+        lines = [path.get("d") for path in drawn.iter("path") if "line" in path.get("class", "")]
+        assert len(lines) == 2
+        assert all(line.count("H") + line.count("L") > 20 for line in lines)
+    assert "prefers-color-scheme:dark" in text
+
+
+def test_a_guarded_side_that_does_not_guard_is_exit_status_1(pg, tmp_path, monkeypatch, capsys):
+    """The same scenario with lifeguard's lines taken away from both sides."""
+    monkeypatch.setenv("LIFEGUARD_DSN", pg.dsn)
+    wsgi = BY_NAME["wsgi"]
+    unguarded = dataclasses.replace(wsgi, server=(*wsgi.server, "--env", "GUARDED="))
+    page = tmp_path / "demo.html"
+    assert command.run((unguarded,), seconds=5, as_json=True, page=page) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["ok"] is False
+    assert json.loads(out)["scenarios"][0]["guarded"]["verdict"] == "broken"
+    assert "did not keep its promise in: wsgi" in err
+    assert "did not keep its promise" in page.read_text(encoding="utf-8")
+
+
+def test_a_server_that_does_not_start_is_told_with_its_log(pg, monkeypatch, capsys):
+    monkeypatch.setenv("LIFEGUARD_DSN", pg.dsn)
+    broken = dataclasses.replace(BY_NAME["wsgi"], server=("gunicorn", "nowhere:app"))
+    assert command.run((broken,), seconds=3, as_json=True, page=None) == 1
+    (fault,) = json.loads(capsys.readouterr().out)["scenarios"][0]["guarded"]["faults"]
+    assert "the server ended at start" in fault
+    assert "nowhere" in fault
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_in_the_middle_it_leaves_nothing(pg, tmp_path, number):
+    with demo(pg, tmp_path, "--scenario", "workers", "--no-html") as process:
+        deadline = time.monotonic() + 30
+        while pg.count(prefix="lifeguard-demo") < 4 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert processes_below(tmp_path)  # the servers are there to be ended
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    nothing_is_left(pg, tmp_path)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_bare_and_guarded_differ_by_two_lines(scenario):
+    assert scenario.app.parent == APPS
+    lines = [line for line in scenario.difference.splitlines() if line]
+    assert lines == ["import lifeguard", "app = lifeguard.wrap(app, resources=[pool])"]
+    assert scenario.limit >= scenario.bound  # guarded must have room for what it may use
