@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,3 +14,10 @@ def sides(dsn: str, tmp_path: Path) -> Iterator[Sides]:
     """Starts an app bare and guarded, each in processes of its own, and ends them."""
     with both_sides(dsn, tmp_path) as sides:
         yield sides
+
+
+@pytest.fixture(autouse=True)
+def collected(appname: str) -> Iterator[None]:
+    """What the bare side lost stays connected until the garbage collector finds it."""
+    yield
+    gc.collect()

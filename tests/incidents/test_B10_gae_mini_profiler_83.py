@@ -76,8 +76,10 @@ def serve(dsn: str, *, guarded: bool, timeout: float) -> list[bytes]:
             return [get(app) for _ in range(SIZE + 1)]
     guard = lifeguard.Lifeguard()
     app = guard.wrap(app, resources=[pool])
-    with guard.worker():
-        return [get(app) for _ in range(SIZE + 1)]
+    with guard.worker() as worker:
+        answers = [get(app) for _ in range(SIZE + 1)]
+    worker.close()  # WSGI knows no end of the app; otherwise the end of the process does this
+    return answers
 
 
 def get(app: App) -> bytes:

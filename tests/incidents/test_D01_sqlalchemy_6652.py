@@ -8,7 +8,6 @@ and an app that gives back by hand.
 from __future__ import annotations
 
 import asyncio
-import types
 from collections.abc import Awaitable, Generator
 from typing import Any
 
@@ -55,34 +54,43 @@ async def sweep(dsn: str, *, guarded: bool, patience: float) -> list[bool]:
         pool = AsyncConnectionPool(dsn, min_size=1, max_size=1, open=False)
         async with running(make_app(pool), pool, guarded=guarded) as app:
             await pool.wait()
-            run = Exchange().run(app)
-            request = asyncio.create_task(cancelled_at(len(served) + 1, run))
+            request = cancelled_at(len(served) + 1, Exchange().run(app))
             try:
-                await request
+                await asyncio.create_task(request)
             except asyncio.CancelledError:
                 served.append(await serves_all(pool, patience))
             else:
                 return served
 
 
-@types.coroutine
-def cancelled_at(wait: int, work: Awaitable[None]) -> Generator[Any, Any, None]:
-    """Run *work*, and cancel this task when it waits for the *wait*-th time."""
-    steps = work.__await__()
-    step, argument = steps.send, None  # type: ignore[attr-defined]
-    while True:
-        try:
-            future = step(argument)
-        except StopIteration:
-            return
-        wait -= 1
-        if wait == 0:
-            task = asyncio.current_task()
-            assert task is not None
-            task.cancel()
-        try:
-            argument = yield future
-        except BaseException as exc:
-            step, argument = steps.throw, exc  # type: ignore[attr-defined]
-        else:
-            step = steps.send  # type: ignore[attr-defined]
+async def cancelled_at(wait: int, work: Awaitable[None]) -> None:
+    """Do *work*, and cancel this task when it waits for the *wait*-th time."""
+    await _Stepped(wait, work)
+
+
+class _Stepped:
+    def __init__(self, wait: int, work: Awaitable[None]) -> None:
+        self.wait = wait
+        self.work = work
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        steps: Any = self.work.__await__()
+        step, argument = steps.send, None
+        while True:
+            try:
+                future = step(argument)
+            except StopIteration:
+                return
+            finally:
+                argument = None  # an exception here would keep this frame, and all below it
+            self.wait -= 1
+            if self.wait == 0:
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+            try:
+                argument = yield future
+            except BaseException as exc:
+                step, argument = steps.throw, exc
+            else:
+                step = steps.send
