@@ -42,6 +42,9 @@ if TYPE_CHECKING:
         def take_back(self, thing: Any, awaits: bool) -> object: ...
 
 
+FULL_STACK = 12  #: callers kept of a borrow where something leaked before
+
+
 class Borrow(Exit):
     """Something of a pool's, and the unit that has it out. Its exit takes it back.
 
@@ -57,7 +60,7 @@ class Borrow(Exit):
         self.unit: Unit | None = None
         self.task: asyncio.Task[Any] | None = None  # who holds it, where that outlives units
         # code, instruction, code, instruction, ... innermost first: put into words only if shown
-        self.frames: list[Any] = []
+        self.frames: tuple[Any, ...] = ()
 
     @property
     def awaits(self) -> bool:  # type: ignore[override]
@@ -305,7 +308,11 @@ class UnitBlock:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        await self._end().aconclude(exc, loud=True)
+        unit = self._end()
+        if isinstance(exc, GeneratorExit):  # thrown away: whoever does that waits for nothing
+            unit.drop()
+            return
+        await unit.aconclude(exc, loud=True)
 
     def _once(self) -> None:
         if self._unit is not None:
@@ -326,7 +333,10 @@ class UnitBlock:
     def _end(self) -> Unit:
         unit = self._unit
         assert unit is not None
-        self._guard.current.reset(self._token)
+        try:
+            self._guard.current.reset(self._token)
+        except ValueError:
+            pass  # in a generator that is finished elsewhere than it was begun: a streamed body
         return unit
 
 
