@@ -12,6 +12,7 @@ them, and without them the pool still opens and closes by its public methods.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections import deque
@@ -25,12 +26,12 @@ from ._core.errors import WrongProcessError, explain
 from ._core.lifetime import CLOSED, OPEN, Call
 from ._core.observer import logger
 from ._core.resource import Adapter
-from ._core.shield import current_task, running_loop
-from ._core.unit import Borrow, Unit
+from ._core.shield import running_loop
+from ._core.unit import FULL_STACK, Borrow, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
-    from types import FrameType
+    from types import CodeType, FrameType
 
     from psycopg import BaseConnection
 
@@ -59,14 +60,19 @@ class PoolAdapter(Adapter):
 
     awaits = False
 
+    obj: Any
+
     def __init__(self, pool: AnyPool, guard: Guard) -> None:
-        self.obj: Any = pool
+        self.obj = pool
         self.guard = guard
         self.pid = os.getpid()
-        self.current = guard.current.get
-        self.reopens = False  # it was open when this process was forked off
-        pool._lifeguard = self  # type: ignore[union-attr]
-        pool.__class__ = _tracked(type(pool))
+        connection = getattr(type(pool).connection, "__wrapped__", None)  # a context manager's
+        self.plumbing: CodeType | None = getattr(connection, "__code__", None)
+        self.obj._lifeguard = self
+        self.obj._lifeguard_unit = guard.current.get
+        self.obj.__class__ = _tracked(type(pool))
+        for conn in getattr(self.obj, "_pool", ()):
+            conn._lifeguard = Borrow(self, conn)
         fork.watch(guard)
 
     @property
@@ -82,7 +88,6 @@ class PoolAdapter(Adapter):
                 self._rewind()
             self._try_to_connect()
             pool.open(wait=True, timeout=seconds)
-        self.reopens = False
         return pool, Call(self._close, awaits=False)
 
     def _try_to_connect(self) -> None:
@@ -147,7 +152,8 @@ class PoolAdapter(Adapter):
             _poison(pool)
             return
         self.pid = os.getpid()
-        self.reopens = was_open
+        if was_open:  # and whoever opened it there expects it to be open here
+            pool.__class__ = _reopening(type(pool))
 
     def _rewind(self) -> None:
         """Make the pool what its constructor made it: not open yet."""
@@ -184,7 +190,6 @@ class AsyncPoolAdapter(PoolAdapter):
                 self._rewind()
             await self._try_to_aconnect()
             await pool.open(wait=True, timeout=seconds)
-        self.reopens = False
         return pool, _CloseAsync(self)
 
     async def _try_to_aconnect(self) -> None:
@@ -261,76 +266,129 @@ def _tracked(cls: type) -> type:
 
 
 def _make_sync(cls: Any) -> type:
-    base_getconn, base_putconn = cls.getconn, cls.putconn
+    base_getconn, base_putconn, base_connect = cls.getconn, cls.putconn, cls._connect
 
     class Tracked(cls):  # type: ignore[misc]
         __doc__ = cls.__doc__
         __slots__ = ()
 
         def getconn(self, timeout: float | None = None) -> Any:
-            adapter: PoolAdapter = self._lifeguard
-            if adapter.reopens:
-                adapter.reopens = False
-                self.open()
             conn = base_getconn(self, timeout)
-            unit = adapter.current()
+            unit = self._lifeguard_unit()
             if unit is not None:
-                _lend(adapter, unit, conn, _frame(1))
+                _lend(self._lifeguard, unit, conn, _frame(1))
             return conn
 
         def putconn(self, conn: Any) -> None:
-            borrow: Borrow | None = getattr(conn, "_lifeguard", None)
-            if borrow is None or borrow.unit is None or _comes_back(borrow):
-                base_putconn(self, conn)
+            try:
+                borrow = conn._lifeguard
+            except AttributeError:  # it was out when the pool was adopted, or is not of this pool
+                borrow = _NOT_NOTED
+            unit, borrow.unit = borrow.unit, None
+            if unit is not None:
+                try:
+                    unit.remove(borrow)
+                except ValueError:  # taken back before, or just now: it is the unit's
+                    return
+            base_putconn(self, conn)
+
+        def _connect(self, timeout: float | None = None) -> Any:
+            conn = base_connect(self, timeout)
+            conn._lifeguard = Borrow(self._lifeguard, conn)
+            return conn
 
     Tracked.__name__ = cls.__name__
     return Tracked
 
 
 def _make_async(cls: Any) -> type:
-    base_getconn, base_putconn = cls.getconn, cls.putconn
+    base_getconn, base_putconn, base_connect = cls.getconn, cls.putconn, cls._connect
 
     class Tracked(cls):  # type: ignore[misc]
         __doc__ = cls.__doc__
         __slots__ = ()
 
         async def getconn(self, timeout: float | None = None) -> Any:
-            adapter: PoolAdapter = self._lifeguard
-            if adapter.reopens:
-                adapter.reopens = False
-                await self.open()
             conn = await base_getconn(self, timeout)
-            unit = adapter.current()
+            unit = self._lifeguard_unit()
             if unit is not None:
-                _lend(adapter, unit, conn, _frame(1))
+                _lend(self._lifeguard, unit, conn, _frame(1))
             return conn
 
         async def putconn(self, conn: Any) -> None:
-            borrow: Borrow | None = getattr(conn, "_lifeguard", None)
-            if borrow is None or borrow.unit is None or _comes_back(borrow):
-                await base_putconn(self, conn)
+            try:
+                borrow = conn._lifeguard
+            except AttributeError:  # it was out when the pool was adopted, or is not of this pool
+                borrow = _NOT_NOTED
+            unit, borrow.unit = borrow.unit, None
+            if unit is not None:
+                try:
+                    unit.remove(borrow)
+                except ValueError:  # taken back before, or just now: it is the unit's
+                    return
+            await base_putconn(self, conn)
+
+        async def _connect(self, timeout: float | None = None) -> Any:
+            conn = await base_connect(self, timeout)
+            conn._lifeguard = Borrow(self._lifeguard, conn)
+            return conn
 
     Tracked.__name__ = cls.__name__
     return Tracked
 
 
-def _lend(adapter: PoolAdapter, unit: Unit, conn: Any, frame: FrameType | None) -> None:
-    """Note that *conn* is out in *unit*, and who asked for it."""
+def _reopening(cls: Any) -> type:
+    """The subclass of a tracked class that opens itself at its first use, and becomes *cls*."""
+
+    class Reopening(cls):  # type: ignore[misc]
+        __slots__ = ()
+
+        def open(self, wait: bool = False, timeout: float = 30.0) -> Any:
+            self.__class__ = cls
+            return self.open(wait, timeout)
+
+    if issubclass(cls, AsyncConnectionPool):
+
+        async def agetconn(self: Any, timeout: float | None = None) -> Any:
+            await self.open()
+            return await self.getconn(timeout)
+
+        getconn: Any = agetconn
+    else:
+
+        def getconn(self: Any, timeout: float | None = None) -> Any:
+            self.open()
+            return self.getconn(timeout)
+
+    Reopening.getconn = getconn
+    Reopening.__name__, Reopening.__qualname__ = cls.__name__, cls.__qualname__
+    Reopening.__module__ = cls.__module__
+    return Reopening
+
+
+_NOT_NOTED = Borrow(None, None)  # type: ignore[arg-type]
+
+
+def _lend(adapter: PoolAdapter, unit: Unit, conn: Any, frame: Any) -> None:
+    """Note that *conn* is out in *unit*, and who asked for it. On the hot path of every borrow."""
     try:
         borrow: Borrow = conn._lifeguard
     except AttributeError:
         borrow = conn._lifeguard = Borrow(adapter, conn)
-    depth = adapter.guard.stack
-    frames: list[Any] = []
-    borrow.frames = frames
-    while depth and frame is not None:
-        frames += (frame.f_code, frame.f_lasti)
-        frame = frame.f_back
-        depth -= 1
+    code = frame.f_code
+    if code is adapter.plumbing:  # `with pool.connection()`: two frames further out is the caller
+        frame = frame.f_back.f_back
+        code = frame.f_code
+    guard = adapter.guard
+    outer = frame.f_back
+    if guard.stack == 2 and outer is not None and not guard.suspects:
+        borrow.frames = (code, frame.f_lasti, outer.f_code, outer.f_lasti)
+    else:
+        borrow.frames = _frames(frame, FULL_STACK if id(code) in guard.suspects else guard.stack)
     if adapter.awaits:
-        borrow.task = current_task()
+        borrow.task = _current_task(unit.worker.loop)
     if unit.state is not OPEN:
-        outlived = adapter.guard.unit_for_borrow()
+        outlived = guard.unit_for_borrow()
         if outlived is None:
             return
         unit = outlived
@@ -338,19 +396,30 @@ def _lend(adapter: PoolAdapter, unit: Unit, conn: Any, frame: FrameType | None) 
     unit.append(borrow)
 
 
+def _frames(frame: FrameType | None, depth: int) -> tuple[Any, ...]:
+    frames: list[Any] = []
+    while frame is not None and depth > 0:
+        frames += (frame.f_code, frame.f_lasti)
+        frame = frame.f_back
+        depth -= 1
+    return tuple(frames)
+
+
+if sys.version_info >= (3, 12):
+
+    def _current_task(loop: asyncio.AbstractEventLoop | None) -> asyncio.Task[Any] | None:
+        try:
+            return asyncio.current_task()
+        except RuntimeError:  # no loop runs: somebody steps the coroutine by hand
+            return None
+else:
+    # There asking for the running loop asks the system for the pid, which costs 0.2 microseconds.
+    _current_task = asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]
+
+
 #: The unit of what was taken back. Whoever still holds it may return it: nothing happens.
 _TAKEN_BACK = Unit()
 _TAKEN_BACK.state = CLOSED
-
-
-def _comes_back(borrow: Borrow) -> bool:
-    """Take the note off. False if it was taken back before, or is being so right now."""
-    unit, borrow.unit = borrow.unit, None
-    try:
-        unit.remove(borrow)  # type: ignore[union-attr]
-    except ValueError:
-        return False
-    return True
 
 
 # -- small questions ------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ def wrap_wsgi(app: WSGIApp, guard: Guard, resources: list[Resource[Any]]) -> WSG
                 body = app(environ, start_response)
                 headers = None
             if type(body) is not list:
-                lists = 0
+                lists = _NEVER_SURE
                 # The unit stays current while the body runs: it may be the app's code.
                 body = _whole_or_streaming(body, unit, environ, headers)
                 if isinstance(body, _Body):
@@ -144,8 +144,10 @@ def wrap_wsgi(app: WSGIApp, guard: Guard, resources: list[Resource[Any]]) -> WSG
     return lifeguard_wsgi
 
 
-#: After so many lists in a row the next body is taken for one, too: noting headers costs a fifth.
+#: An app whose first so many bodies were lists goes on like that: noting headers costs a fifth. If
+#: it does not, headers are noted from then on.
 _SURE = 100
+_NEVER_SURE = -(1 << 62)
 
 
 def _whole_or_streaming(body: Any, unit: Request, environ: Environ, headers: Any) -> Any:
