@@ -1,41 +1,41 @@
-"""A pool that has one connection and does nothing: what is left is what lifeguard does.
+"""What one borrow is to a unit: an exit noted on it, and taken off again at the return.
 
-The work of a real pool is many times as much, and the same with and without lifeguard:
-``bench/pool.py`` measures both together on a real database.
+These are the statements of ``lifeguard/psycopg.py``'s ``getconn`` and ``putconn`` that deal with the
+unit. What the pool's adapter does besides (the overridden methods, who called, which task) is
+measured by ``bench/pool.py``, together with the pool and the database it belongs to.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from psycopg_pool import ConnectionPool
+import lifeguard
+from lifeguard._core.lifetime import OPEN
+from lifeguard._core.unit import Borrow
 
-__all__ = ["IdlePool"]
-
-
-class IdleConnection:
-    """As much of a connection as a pool's adapter looks at."""
-
-    closed = False
+__all__ = ["borrow_and_return"]
 
 
-class IdlePool(ConnectionPool[Any]):
-    """Always open, always the same connection, never a server."""
+class _Lender:
+    """As much of a pool's adapter as a unit looks at."""
 
-    closed = False
+    name = "bench"
+    awaits = False
 
-    def __init__(self) -> None:
-        super().__init__(open=False)
-        self.connection_ = IdleConnection()
+    def take_back(self, thing: Any, awaits: bool) -> None:
+        raise RuntimeError("it was given back")
 
-    def getconn(self, timeout: float | None = None) -> Any:
-        return self.connection_
 
-    def putconn(self, conn: Any) -> None:
-        pass
+_borrow = Borrow(_Lender(), object())
+_current = lifeguard._default.current.get
 
-    def close(self, timeout: float = 5.0) -> None:
-        pass
 
-    def borrow_and_return(self) -> None:
-        self.putconn(self.getconn())
+def borrow_and_return() -> None:
+    borrow = _borrow
+    unit = _current()
+    if unit is not None and unit.state is OPEN:
+        borrow.unit = unit
+        unit.append(borrow)
+    unit, borrow.unit = borrow.unit, None
+    if unit is not None:
+        unit.remove(borrow)

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import lifeguard
-from bench._borrow import IdlePool
+from bench._borrow import borrow_and_return
 from bench._measure import Plan, Variant, interleave
 from bench._report import Group
 from bench._serve import (
@@ -41,7 +41,7 @@ BARE = "bare"
 TEN = "10 pass-throughs"
 IDLE = "lifeguard, nothing registered"
 BORROW = "lifeguard, one borrow and return"
-BORROW_TEN = f"{TEN}, one borrow and return"
+BORROW_TEN = f"{TEN}, one call that borrows nothing"
 SVCS = "svcs"
 
 
@@ -171,12 +171,11 @@ def measure(plan: Plan) -> Group:
         asgi_variant("AsyncExitStack, one callback", around(exit_stack_with_callback, bare_app)),
     ]
     compare(group, variants, rounds=plan.rounds, inner=1000)
-    pool = IdlePool()
-    borrowing = calling(pool.borrow_and_return)
+    borrowing = calling(borrow_and_return)
     variants = [
-        asgi_variant(f"{BARE}, one borrow and return", around(same, borrowing)),
+        asgi_variant(f"{BARE}, one call that borrows nothing", around(same, borrowing)),
         asgi_variant(BORROW_TEN, around(ten_passthroughs, borrowing)),
-        asgi_variant(BORROW, guarded(borrowing, pool)),
+        asgi_variant(BORROW, guarded(borrowing)),
     ]
     compare(group, variants, rounds=plan.rounds, inner=1000)
     these = {BARE: bare, TEN: ten, IDLE: idle}

@@ -97,7 +97,7 @@ def measure(plan: Plan) -> Group:
         ]
         samples = interleave(variants, rounds=plan.rounds, inner=1000)
         group.add(samples, bare=bare, yardstick=yardstick)
-        if body in (LIST, STREAM):
+        if body == LIST:
             ratio = group.added_ratio(guarded, yardstick)
             group.target(f"unit, {body}", "added / added by ClosingIterator", ratio, LIMIT)
     group.yardstick = "ClosingIterator"
