@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg_pool
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
-from ._core import fork
+from ._core import ends, fork
 from ._core.errors import WrongProcessError, explain
 from ._core.lifetime import CLOSED, OPEN, Call
 from ._core.observer import logger
@@ -74,6 +74,16 @@ class PoolAdapter(Adapter):
         for conn in getattr(self.obj, "_pool", ()):
             conn._lifeguard = Borrow(self, conn)
         fork.watch(guard)
+        if not self.obj.closed:  # a program that never opens a worker still ends
+            ends.register(self)
+
+    def end(self) -> None:
+        """The process ends. A sync pool that is not closed delays that by 20 s (psycopg#954)."""
+        if self.pid == os.getpid() and not self.obj.closed:
+            self._end()
+
+    def _end(self) -> None:
+        self._close()
 
     @property
     def name(self) -> str:
@@ -216,6 +226,9 @@ class AsyncPoolAdapter(PoolAdapter):
     async def _put(self, conn: Any) -> None:
         await _base(self.obj).putconn(self.obj, conn)
         conn._pool = None
+
+    def _end(self) -> None:
+        self.sweep()
 
     async def _aclose(self) -> None:
         try:

@@ -15,6 +15,7 @@ import weakref
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
     from typing import Protocol
 
@@ -22,43 +23,52 @@ if TYPE_CHECKING:
         def end(self) -> None: ...
 
 
-_open: weakref.WeakSet[Endable] = weakref.WeakSet()
+_open: list[weakref.ref[Endable]] = []  # in the order in which they were opened
 _pid = 0  # the process in which the hooks are registered
 
 
 def register(lifetime: Endable) -> None:
-    """``lifetime.end()`` is called at the end of this process, unless it is gone by then."""
+    """``lifetime.end()`` is called at the end of this process, unless it is gone by then.
+
+    What was registered last ends first.
+    """
     global _pid
     pid = os.getpid()
     if _pid != pid:
         _pid = pid
         _open.clear()  # those of the parent are not ours
         _hook(pid)
-    _open.add(lifetime)
+    forget(lifetime)
+    _open.append(weakref.ref(lifetime))
 
 
 def forget(lifetime: Endable) -> None:
-    _open.discard(lifetime)
+    _open[:] = [ref for ref in _open if ref() is not None and ref() is not lifetime]
 
 
 def _hook(pid: int) -> None:
+    _register(run, (pid,), 100)
+
+
+def _register(func: Callable[..., None], args: tuple[object, ...], priority: int) -> None:
     import atexit
 
-    atexit.register(run, pid)
+    atexit.register(func, *args)
     # Only a process that came from these modules ends through them, and then they are imported.
     for name in ("multiprocessing.util", "billiard.util"):
         module = sys.modules.get(name)
         if module is not None:
-            module.Finalize(None, run, args=(pid,), exitpriority=100)
+            module.Finalize(None, func, args=args, exitpriority=priority)
 
 
 def run(pid: int) -> None:
     """End what is open, if this is still the process that opened it."""
     if pid != os.getpid():
         return
-    for lifetime in list(_open):
-        _open.discard(lifetime)
-        lifetime.end()
+    while _open:
+        lifetime = _open.pop()()
+        if lifetime is not None:
+            lifetime.end()
 
 
 # -- SIGTERM --------------------------------------------------------------------------------------
@@ -67,7 +77,7 @@ _sigterm_pid = 0
 
 
 def take_sigterm() -> bool:
-    """Turn SIGTERM into SystemExit(143), so that ``finally`` and ``atexit`` run.
+    """Turn SIGTERM into SystemExit, so that ``finally`` and ``atexit`` run; then die of it.
 
     Only where nobody else has taken it (the disposition is SIG_DFL), and only from the main
     thread, where Python lets handlers be set: that is, while the app is imported. A server that
@@ -88,14 +98,38 @@ def take_sigterm() -> bool:
     except ValueError:  # the main thread of a subinterpreter
         return False
     _sigterm_pid = os.getpid()
+    _register(_die_of_sigterm, (), 0)  # registered early, so it runs late
     return True
 
 
+_terminated = False
+
+
 def _on_sigterm(signum: int, frame: FrameType | None) -> None:
+    global _terminated
     import signal
 
     signal.signal(signum, signal.SIG_DFL)  # a second one ends the process at once
     if os.getpid() != _sigterm_pid and _pid != os.getpid():
         os.kill(os.getpid(), signum)  # a child with nothing of ours: as if we were not here
         return
+    _terminated = True
     raise SystemExit(128 + signum)
+
+
+def _die_of_sigterm() -> None:
+    """End as everybody expects of a process that was told to: by the signal, not by a status.
+
+    systemd, for one, takes the status 143 for a failure.
+    """
+    if not _terminated or os.getpid() != _sigterm_pid:
+        return
+    import signal
+
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):  # closed, or there is none
+            pass
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)
