@@ -363,7 +363,7 @@ def unit_of_task(worker: Worker, task: asyncio.Task[Any]) -> Unit:
 def _is_plumbing(code: CodeType) -> bool:
     """Whether a frame says nothing about who borrowed: the pool, the loop, this package."""
     parts = code.co_filename.replace("\\", "/").split("/")
-    return parts[-1] == "contextlib.py" or not _PLUMBING.isdisjoint(parts[-3:-1])
+    return parts[-1] in ("contextlib.py", "threading.py") or not _PLUMBING.isdisjoint(parts[-3:-1])
 
 
 _PLUMBING = {"asyncio", "concurrent", "lifeguard", "psycopg_pool", "anyio", "trio"}

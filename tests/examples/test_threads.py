@@ -25,3 +25,4 @@ def test_one_command(pg: Postgres, appname: str, dsn: str) -> None:
     # Ten jobs forgot theirs, out of a pool of four: each was taken back, and was told about.
     assert ended.stderr.count("was not given back by the unit's end") == 10
     assert pg.wait_count(0, prefix=appname) == 0
+    assert "threading.py" not in ended.stderr  # the stack shows who borrowed, not how threads begin
