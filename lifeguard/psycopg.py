@@ -335,6 +335,7 @@ def _make_async(cls: Any) -> type:
                 borrow = _NOT_NOTED
             unit, borrow.unit = borrow.unit, None
             if unit is not None:
+                borrow.task = None  # or it would live until the next borrow
                 try:
                     unit.remove(borrow)
                 except ValueError:  # taken back before, or just now: it is the unit's
