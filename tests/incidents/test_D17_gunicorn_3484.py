@@ -21,4 +21,3 @@ def test_incident_D17(sides: Sides) -> None:
         side.get_and_leave("/report", when="working")
         assert side.log.wait_count("cancelled", 1) == 1, side.said()
         assert side.get("/").text == ("ok" if side.guarded else "PoolTimeout")
-        assert side.get("/").text == ("ok" if side.guarded else "PoolTimeout")

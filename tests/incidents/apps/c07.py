@@ -16,7 +16,7 @@ from tests.incidents.apps import DSN, GUARDED, log
 if GUARDED:
     import lifeguard
 
-pool = AsyncConnectionPool(DSN, min_size=1, max_size=3, timeout=1.5, open=False)
+pool = AsyncConnectionPool(DSN, min_size=1, max_size=3, timeout=2.5, open=False)
 
 
 class GuestList:

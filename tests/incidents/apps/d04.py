@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from tests.incidents.apps import DSN, GUARDED, log
 
-pool = AsyncConnectionPool(DSN, min_size=1, max_size=2, timeout=1.5, open=False)
+pool = AsyncConnectionPool(DSN, min_size=1, max_size=2, timeout=2.5, open=False)
 
 
 async def passthrough(request, call_next):

@@ -14,14 +14,14 @@ from starlette.routing import Route
 
 from tests.incidents.apps import DSN, GUARDED, log
 
-pool = AsyncConnectionPool(DSN, min_size=1, max_size=1, timeout=1.5, open=False)
+pool = AsyncConnectionPool(DSN, min_size=1, max_size=1, timeout=2.5, open=False)
 
 
 async def long_query() -> None:
     conn = await pool.getconn()
     try:
         log.write("working")
-        await conn.execute("SELECT pg_sleep(60)")
+        await conn.execute("SELECT pg_sleep(5)")
     except asyncio.CancelledError:
         log.write("cancelled")
         raise

@@ -8,7 +8,7 @@ from psycopg_pool import ConnectionPool
 
 from tests.incidents.apps import DSN, GUARDED, log
 
-pool = ConnectionPool(DSN, min_size=1, max_size=2, timeout=5, open=True)
+pool = ConnectionPool(DSN, min_size=1, max_size=1, timeout=5, open=True)
 
 
 def backend() -> int:

@@ -8,7 +8,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from tests.incidents.apps import DSN, GUARDED, log
 
-pool = AsyncConnectionPool(DSN, min_size=1, max_size=2, timeout=1.5, open=False)
+pool = AsyncConnectionPool(DSN, min_size=1, max_size=2, timeout=2.5, open=False)
 
 
 async def create() -> None:
@@ -37,5 +37,4 @@ async def main() -> None:
 
 if __name__ == "__main__":
     asyncio.run(create())
-    asyncio.run(main())
     asyncio.run(main())
