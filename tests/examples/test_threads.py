@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 
+import pytest
+from psycopg_pool import ConnectionPool
+
+import lifeguard
 from lifeguard.testing import Postgres
 from tests.examples.server import ROOT
 
@@ -25,4 +30,23 @@ def test_one_command(pg: Postgres, appname: str, dsn: str) -> None:
     # Ten jobs forgot theirs, out of a pool of four: each was taken back, and was told about.
     assert ended.stderr.count("was not given back by the unit's end") == 10
     assert pg.wait_count(0, prefix=appname) == 0
-    assert "threading.py" not in ended.stderr  # the stack shows who borrowed, not how threads begin
+
+
+def test_the_stack_of_a_leak_shows_who_borrowed_and_not_how_threads_begin(
+    pg: Postgres, appname: str, dsn: str
+) -> None:
+    guard = lifeguard.Lifeguard()
+    pool = ConnectionPool(dsn, open=False, min_size=1, max_size=2)
+
+    @guard.task
+    def forget() -> None:
+        pool.getconn()
+
+    with guard.worker(resources=[pool]), pytest.warns(lifeguard.LeakWarning) as warned:
+        thread = threading.Thread(target=forget)
+        thread.start()
+        thread.join()
+    message = str(warned[0].message)
+    assert "test_threads.py" in message.splitlines()[-1]
+    assert "threading.py" not in message
+    assert pg.wait_count(0, prefix=appname) == 0
