@@ -7,6 +7,7 @@ which must compile). A block without one fails.
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+import lifeguard
 from lifeguard.testing import Postgres
 from tests.examples.server import ROOT, free_port, running
 
@@ -128,6 +130,16 @@ def test_the_two_commands_are_those_of_the_makefile() -> None:
     assert len(plain) == 2
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert f"pip install {project['name']}\n" in re.sub(r" +#.*", "", readme)
+
+
+def test_the_options_and_their_defaults_are_those_of_the_code() -> None:
+    parameters = inspect.signature(lifeguard.Lifeguard).parameters
+    rows = re.findall(
+        r"^\| `(\w+)` \| *`?([\w.]*)`? *\|", (ROOT / "docs/concepts.md").read_text(), re.MULTILINE
+    )
+    assert [name for name, _ in rows] == list(parameters)
+    for name, default in rows:
+        assert default == f"{parameters[name].default}".removesuffix(".0").strip("()"), name
 
 
 @pytest.mark.parametrize("page", [*PAGES, *EXAMPLES], ids=lambda page: str(page.relative_to(ROOT)))

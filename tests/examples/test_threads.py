@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 from psycopg_pool import ConnectionPool
@@ -32,20 +33,25 @@ def test_one_command(pg: Postgres, appname: str, dsn: str) -> None:
     assert pg.wait_count(0, prefix=appname) == 0
 
 
+def in_a_thread(func: Callable[[], None]) -> None:
+    thread = threading.Thread(target=func)
+    thread.start()
+    thread.join()
+
+
 def test_the_stack_of_a_leak_shows_who_borrowed_and_not_how_threads_begin(
     pg: Postgres, appname: str, dsn: str
 ) -> None:
-    guard = lifeguard.Lifeguard()
+    guard = lifeguard.Lifeguard(stack=8)
     pool = ConnectionPool(dsn, open=False, min_size=1, max_size=2)
 
     @guard.task
     def forget() -> None:
         pool.getconn()
 
-    with guard.worker(resources=[pool]), pytest.warns(lifeguard.LeakWarning) as warned:
-        thread = threading.Thread(target=forget)
-        thread.start()
-        thread.join()
+    with guard.worker(resources=[pool]):
+        with pytest.warns(lifeguard.LeakWarning) as warned:
+            in_a_thread(forget)
     message = str(warned[0].message)
     assert "test_threads.py" in message.splitlines()[-1]
     assert "threading.py" not in message
