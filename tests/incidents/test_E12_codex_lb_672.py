@@ -1,8 +1,8 @@
 """Soju06/codex-lb#672: a leak fills a pool of any size, and the only hint points elsewhere.
 
-Raising the pool from 15 to 100 moved the outage from hours to two days. The one message there
+Raising its limit to 100 connections only put the outage off, by two days. The one message there
 was came from the garbage collector, which happened to run inside ``json.decoder``: its stack
-says where memory was short, not who had borrowed.
+says where the collector ran, not who had borrowed.
 """
 
 from __future__ import annotations

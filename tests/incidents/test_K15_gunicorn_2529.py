@@ -1,8 +1,8 @@
 """benoitc/gunicorn#2529: requests in flight are dropped by a "graceful" shutdown.
 
 A deployment sends SIGTERM, and clients whose requests were accepted get a reset connection.
-gunicorn has mended what was reported; waitress, which leaves SIGTERM to the operating system,
-drops the request in the middle of its query.
+Reported of gunicorn's sync worker. The server here is waitress, which leaves SIGTERM to the
+operating system, and so drops a request in the middle of its query.
 """
 
 from __future__ import annotations

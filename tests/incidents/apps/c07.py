@@ -19,20 +19,8 @@ if GUARDED:
 pool = AsyncConnectionPool(DSN, min_size=1, max_size=3, timeout=2.5, open=False)
 
 
-class GuestList:
-    """What a dependency makes of the request's connection: given back when the request is over."""
-
-    async def __aenter__(self):
-        self.conn = await pool.getconn()
-        return self.conn
-
-    async def __aexit__(self, *exc):
-        await pool.putconn(self.conn)
-
-
 async def events(request: Request) -> Response:
-    guests = GuestList()
-    conn = await guests.__aenter__()
+    conn = await pool.getconn()  # the request's connection, until the request is over
     await conn.execute("SELECT 1 AS event_exists")
     if GUARDED:
         await lifeguard.arelease()
@@ -43,7 +31,7 @@ async def events(request: Request) -> Response:
             log.write("streaming")
             await asyncio.Event().wait()
         finally:
-            await guests.__aexit__()
+            await pool.putconn(conn)
 
     return StreamingResponse(stream(), media_type="text/event-stream")
 
