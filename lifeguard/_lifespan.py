@@ -52,7 +52,7 @@ def make_lifespan(
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[Any]:
         worker = await shielded(guard.aacquire, resources)
-        left = False
+        left = dropped = False
         try:
             keeper = Keeper(lambda keeper: stay(app, keeper), "lifespan")
             keeper.on_cancel = lambda: None  # the worker closes, and this in its turn
@@ -73,10 +73,15 @@ def make_lifespan(
             worker.push(Call(leave, awaits=True))  # for a server that never sends shutdown
             try:
                 yield state
+            except GeneratorExit:  # thrown away with its loop: the worker's own end sees to it
+                dropped = True
+                raise
             finally:
-                await shielded(leave_now)
+                if not dropped:
+                    await shielded(leave_now)
         finally:
-            await guard.aleave(worker)
+            if not dropped:
+                await guard.aleave(worker)
 
     lifespan.__name__ = getattr(func, "__name__", "lifespan")
     lifespan.__doc__ = getattr(func, "__doc__", None)

@@ -259,6 +259,8 @@ class _Life:
             await send(answer)
             if answer["type"] == "lifespan.startup.complete":
                 await receive()  # lifespan.shutdown
+        except GeneratorExit:  # thrown away with its loop: the worker's own end sees to the rest
+            raise
         except BaseException:  # also a server that cancels instead of telling
             await shielded(stop)
             raise
@@ -357,7 +359,8 @@ class _Lifespan:
                 await self._keeper.close()
             except Exception as exc:
                 self.error = exc
-                self._shutdown = {"type": "lifespan.shutdown.failed", "message": explain(exc)}
+                if self._shutdown["type"] != "lifespan.shutdown.failed":  # its own word counts
+                    self._shutdown = {"type": "lifespan.shutdown.failed", "message": explain(exc)}
         return self._shutdown
 
     async def _main(self, keeper: Keeper) -> None:

@@ -360,7 +360,7 @@ class _WaitForUnits:
                 "%s closes although %s is still running, %.1f s after it began: it was given "
                 "%g s to end (grace). What it uses is closed now.",
                 self.worker,
-                unit,
+                str(unit),  # now: it forgets its name with its end
                 age,
                 self.worker.guard.grace,
                 extra={"lifeguard_unit": unit.name, "lifeguard_age": age},

@@ -12,7 +12,7 @@ import contextvars
 import gc
 import logging
 import weakref
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -471,7 +471,7 @@ def play_twice(name: str, backend: str, failing: str = "") -> tuple[Play, Play]:
 
 
 @pytest.fixture
-def unit_errors(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[Any]]]:
+def unit_errors(caplog: pytest.LogCaptureFixture) -> Callable[[], list[Any]]:
     """What was logged as an error on ``lifeguard.unit``: the exception of each record."""
 
     def errors() -> list[Any]:
@@ -481,7 +481,7 @@ def unit_errors(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[
             if record.name == "lifeguard.unit" and record.levelno == logging.ERROR
         ]
 
-    yield errors
+    return errors
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
