@@ -147,6 +147,20 @@ def test_a_server_that_does_not_start_is_told_with_its_log(pg, monkeypatch, caps
     assert "nowhere" in fault
 
 
+def test_one_side_that_does_not_start_does_not_stop_the_other(pg, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LIFEGUARD_DSN", pg.dsn)
+    wsgi = BY_NAME["wsgi"]
+    source = "import os\nassert 'GUARDED' not in os.environ\n" + wsgi.app.read_text()
+    (tmp_path / "onesided.py").write_text(source.replace("from __future__ import annotations", ""))
+    argv = tuple("onesided:app" if arg == "wsgi:app" else arg for arg in wsgi.server)
+    onesided = dataclasses.replace(wsgi, server=(*argv, "--chdir", str(tmp_path)))
+    assert command.run((onesided,), seconds=3, as_json=True, page=None) == 1
+    (scenario,) = json.loads(capsys.readouterr().out)["scenarios"]
+    assert scenario["bare"]["ok"] > 0
+    assert scenario["guarded"]["verdict"] == "broken"
+    assert "AssertionError" in scenario["guarded"]["faults"][0]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_in_the_middle_it_leaves_nothing(pg, tmp_path, number):
     with demo(pg, tmp_path, "--scenario", "workers", "--no-html") as process:
@@ -159,6 +173,26 @@ def test_stopped_in_the_middle_it_leaves_nothing(pg, tmp_path, number):
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
     nothing_is_left(pg, tmp_path)
+
+
+def test_killed_it_takes_its_servers_with_it(pg, tmp_path):
+    with demo(pg, tmp_path, "--scenario", "workers", "--no-html") as process:
+        deadline = time.monotonic() + 30
+        while len(processes_below(tmp_path)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(processes_below(tmp_path)) >= 2
+        process.kill()  # no finally, no atexit
+        process.communicate()
+    while processes_below(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_below(tmp_path) == []
+    assert pg.wait_count(0, prefix="lifeguard-demo") == 0
+    with pg.connect() as conn:  # nobody is left who could have done this
+        conn.execute(
+            "do $$ declare r text; begin for r in select rolname from pg_roles"
+            " where rolname like 'lifeguard_demo_%' loop execute 'drop role ' || r;"
+            " end loop; end $$"
+        )
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)

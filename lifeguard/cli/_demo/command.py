@@ -126,14 +126,23 @@ def run(scenarios: Sequence[Scenario], *, seconds: float, as_json: bool, page: P
                     console.print(Text(f"  {each.scenario.name}: {fault}", style="red"))
                 console.print(Text(each.sides["guarded"].log, style="bright_black"))
     if page is not None:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(_html.page(runs, where), encoding="utf-8")
-        console.print(f"Took {where['took']}. The page with the charts:", end=" ")
-        console.print(str(page.resolve()), style="bold cyan", soft_wrap=True)
+        _write_page(page, _html.page(runs, where), console, where["took"])
     if as_json:
         json.dump(result(runs, where), sys.stdout, indent=2)
         sys.stdout.write("\n")
     return 1 if failing else 0
+
+
+def _write_page(page: Path, text: str, console: Console, took: str) -> None:
+    """A page that cannot be written takes nothing away from what was measured: the table stays."""
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(text, encoding="utf-8")
+    except OSError as error:
+        console.print(Text(f"No page: {error}. Try --html PATH.", style="yellow"), soft_wrap=True)
+        return
+    console.print(f"Took {took}. The page with the charts:", end=" ")
+    console.print(str(page.resolve()), style="bold cyan", soft_wrap=True)
 
 
 async def _play(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .model import SIDES, Mark, Sample, SideName, SideRun, Verdict, judge
+from .reaper import Reaper
 from .scenarios import Scenario, Stage
 from .servers import ServerError, serving
 from .witness import EVERY, Witness
@@ -53,30 +54,34 @@ class _Clock:
         return 0.0 if self.start is None else time.monotonic() - self.start
 
 
-async def play(run: ScenarioRun, witness: Witness, directory: Path) -> None:
+@dataclasses.dataclass(slots=True)
+class _Round:
+    """What the two sides of one scenario share."""
+
+    run: ScenarioRun
+    witness: Witness
+    directory: Path
+    reaper: Reaper
+    clock: _Clock = dataclasses.field(default_factory=_Clock)
+    both: asyncio.Barrier = dataclasses.field(default_factory=lambda: asyncio.Barrier(len(SIDES)))
+
+
+async def play(run: ScenarioRun, witness: Witness, directory: Path, reaper: Reaper) -> None:
     """One scenario from the start of its servers to the last backend."""
-    scenario = run.scenario
-    await witness.limit(scenario.limit)
-    clock = _Clock()
-    ready = asyncio.Barrier(len(SIDES))
+    await witness.limit(run.scenario.limit)
+    here = _Round(run, witness, directory, reaper)
     run.state = "starting"
-    async with _sampling(run, witness, clock), asyncio.TaskGroup() as sides:
+    async with _sampling(run, witness, here.clock), asyncio.TaskGroup() as sides:
         for side in SIDES:
-            sides.create_task(_play_side(run, side, witness, directory, clock, ready))
+            sides.create_task(_play_side(here, side))
     run.state = "done"
 
 
-async def _play_side(
-    run: ScenarioRun,
-    side: SideName,
-    witness: Witness,
-    directory: Path,
-    clock: _Clock,
-    ready: asyncio.Barrier,
-) -> None:
+async def _play_side(here: _Round, side: SideName) -> None:
+    run, witness, clock, both = here.run, here.witness, here.clock, here.both
     scenario, mine = run.scenario, run.sides[side]
     name = witness.name(scenario.name, side)
-    uds = directory / f"{scenario.name[0]}{side[0]}.sock"  # short: a path may have 103 bytes
+    uds = here.directory / f"{scenario.name[0]}{side[0]}.sock"  # short: a path may have 103 bytes
     dsn = witness.dsn(scenario.name, side)
 
     def mark(label: str) -> None:
@@ -84,24 +89,30 @@ async def _play_side(
             run.marks.append(Mark(clock.at, label))
 
     try:
-        async with serving(scenario.server, dsn=dsn, guarded=side == "guarded", uds=uds) as server:
+        async with serving(
+            scenario.server, here.reaper, dsn=dsn, guarded=side == "guarded", uds=uds
+        ) as server:
             mine.phase = "starting"
             try:
                 await server.wait_until_listening()
             except ServerError as error:
                 mine.broke = str(error)
+                await both.abort()  # the other side goes on alone
                 return
-            finally:
-                await ready.wait()
+            await _meet(both)
             if clock.start is None:
                 clock.start = time.monotonic()
             run.state = mine.phase = "running"
             stage = Stage(server, uds, mine.tally, clock.start, run.seconds, mark)
             await scenario.load(stage)
+            if server.exited:
+                mine.broke = f"the server ended in the middle:\n{server.tail()}"
+                await both.abort()
+                return
             mine.phase = "quiet"
             if scenario.settles:
                 mine.held = await witness.settled(name, within=QUIET, busy=True)
-            await ready.wait()
+            await _meet(both)
             run.stopped_at = run.stopped_at or clock.at
             mine.phase = "stopping"
             await server.stop()
@@ -111,6 +122,12 @@ async def _play_side(
     finally:
         mine.phase = "over"
         await witness.dismiss(name)
+
+
+async def _meet(both: asyncio.Barrier) -> None:
+    """Wait for the other side, unless it is not coming."""
+    with contextlib.suppress(asyncio.BrokenBarrierError):
+        await both.wait()
 
 
 def _add_sample(mine: SideRun, sample: Sample) -> None:
@@ -142,6 +159,6 @@ async def _sampling(run: ScenarioRun, witness: Witness, clock: _Clock) -> AsyncI
 
 async def play_all(runs: Sequence[ScenarioRun], witness: Witness) -> None:
     """All scenarios, one after another; both sides of each at the same time."""
-    with tempfile.TemporaryDirectory(prefix="lifeguard-demo-") as directory:
+    with Reaper() as reaper, tempfile.TemporaryDirectory(prefix="lifeguard-demo-") as directory:
         for run in runs:
-            await play(run, witness, Path(directory))
+            await play(run, witness, Path(directory), reaper)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import os
 import signal
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+
+    from .reaper import Reaper
 
 APPS = Path(__file__).parent / "apps"
 START_WITHIN = 20.0
@@ -28,8 +29,11 @@ class ServerError(Exception):
 class Server:
     """A server and its workers: one process group, so that nobody is left behind."""
 
-    def __init__(self, argv: Sequence[str], *, dsn: str, guarded: bool, uds: Path) -> None:
+    def __init__(
+        self, argv: Sequence[str], reaper: Reaper, *, dsn: str, guarded: bool, uds: Path
+    ) -> None:
         self.uds = uds
+        self._reaper = reaper
         self.log = uds.with_suffix(".log")
         env = {**os.environ, "DSN": dsn, "PYTHONUNBUFFERED": "1"}
         env.pop("GUARDED", None)
@@ -45,7 +49,7 @@ class Server:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        atexit.register(self.kill)  # the last resort: a second Ctrl-C in the middle of stopping
+        reaper.watch(self._process.pid)
 
     def signal(self, number: signal.Signals) -> None:
         """To the master process, as a process manager or a deploy script would send it."""
@@ -85,14 +89,14 @@ class Server:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        atexit.unregister(self.kill)
+        self._reaper.forget(self._process.pid)
 
 
 @contextlib.asynccontextmanager
 async def serving(
-    argv: Sequence[str], *, dsn: str, guarded: bool, uds: Path
+    argv: Sequence[str], reaper: Reaper, *, dsn: str, guarded: bool, uds: Path
 ) -> AsyncIterator[Server]:
-    server = Server(argv, dsn=dsn, guarded=guarded, uds=uds)
+    server = Server(argv, reaper, dsn=dsn, guarded=guarded, uds=uds)
     try:
         yield server
     finally:
