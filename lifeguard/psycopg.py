@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
     from types import CodeType, FrameType
 
-    from psycopg import BaseConnection
-
     from ._core.guard import Guard
     from ._core.lifetime import Exit
 
@@ -58,9 +56,8 @@ def adapt(obj: object, guard: Guard) -> Adapter | None:
 class PoolAdapter(Adapter):
     """A ``ConnectionPool``, also a null one."""
 
-    awaits = False
-
     obj: Any
+    is_async = False
 
     def __init__(self, pool: AnyPool, guard: Guard) -> None:
         self.obj = pool
@@ -84,6 +81,10 @@ class PoolAdapter(Adapter):
 
     def _end(self) -> None:
         self._close()
+
+    @property
+    def awaits(self) -> bool:
+        return self.is_async
 
     @property
     def name(self) -> str:
@@ -127,11 +128,11 @@ class PoolAdapter(Adapter):
 
     # -- borrowing -----------------------------------------------------------------------------
 
-    def take_back(self, conn: BaseConnection[Any], awaits: bool) -> object:
+    def take_back(self, thing: Any, awaits: bool) -> object:
         """Close what is out and free its place. Closed, never recycled: somebody may hold it."""
-        if self._take(conn):
-            _base(self.obj).putconn(self.obj, conn)
-            conn._pool = None  # the pool accepts a closed connection twice, and grows by one
+        if self._take(thing):
+            _base(self.obj).putconn(self.obj, thing)
+            thing._pool = None  # the pool accepts a closed connection twice, and grows by one
         return None
 
     def _take(self, conn: Any) -> bool:
@@ -185,7 +186,7 @@ class PoolAdapter(Adapter):
 class AsyncPoolAdapter(PoolAdapter):
     """An ``AsyncConnectionPool``, also a null one."""
 
-    awaits = True
+    is_async = True
 
     def open(self, awaits: bool, seconds: float) -> Awaitable[tuple[Any, Exit]]:
         return self._aopen(seconds)
@@ -213,14 +214,14 @@ class AsyncPoolAdapter(PoolAdapter):
             raise
         await conn.close()
 
-    def take_back(self, conn: BaseConnection[Any], awaits: bool) -> object:
-        if not self._take(conn):
+    def take_back(self, thing: Any, awaits: bool) -> object:
+        if not self._take(thing):
             return None
         if awaits:
-            return self._put(conn)
+            return self._put(thing)
         loop = _loop_of(self.obj)
         if loop is not None and loop.is_running():  # the connection is shut; its place follows
-            loop.call_soon_threadsafe(loop.create_task, self._put(conn))
+            loop.call_soon_threadsafe(loop.create_task, self._put(thing))
         return None
 
     async def _put(self, conn: Any) -> None:
@@ -367,14 +368,14 @@ def _reopening(cls: Any) -> type:
             await self.open()
             return await self.getconn(timeout)
 
-        getconn: Any = agetconn
+        Reopening.getconn = agetconn
     else:
 
         def getconn(self: Any, timeout: float | None = None) -> Any:
             self.open()
             return self.getconn(timeout)
 
-    Reopening.getconn = getconn
+        Reopening.getconn = getconn
     Reopening.__name__, Reopening.__qualname__ = cls.__name__, cls.__qualname__
     Reopening.__module__ = cls.__module__
     return Reopening
@@ -399,7 +400,7 @@ def _lend(adapter: PoolAdapter, unit: Unit, conn: Any, frame: Any) -> None:
         borrow.frames = (code, frame.f_lasti, outer.f_code, outer.f_lasti)
     else:
         borrow.frames = _frames(frame, FULL_STACK if id(code) in guard.suspects else guard.stack)
-    if adapter.awaits:
+    if adapter.is_async:
         borrow.task = _current_task(unit.worker.loop)
     if unit.state is not OPEN:
         outlived = guard.unit_for_borrow()

@@ -69,21 +69,37 @@ def redact(text: str) -> str:
     """*text* without the passwords that connection strings in it may carry.
 
     Messages of drivers quote what they were given ("invalid DSN ..."), and our own messages
-    quote drivers. Both forms of libpq are known: the URI and ``password=...``.
+    quote drivers. Both forms of libpq are known: the URI and ``password=...``. Where it is not
+    clear where a password ends (people forget to encode), rather more than less is taken out.
     """
     import re
 
-    text = re.sub(r"(\w+://[^\s:/@]*:)[^\s/]*@(?=[^\s@]*(?:[\s\"'/?]|$))", r"\1***@", text)
-    return re.sub(
-        r"(?i)\b((?:ssl)?password\s*=\s*)(?:'(?:[^'\\]|\\.)*'|[^\s&\"']+)", r"\1***", text
-    )
+    for pattern in _SECRETS:
+        text = re.sub(pattern, r"\1***", text)
+    return text
+
+
+_SECRETS = (
+    # A URI for PostgreSQL, up to the last @ before the next one. What may be a port is none.
+    r"(?i)(postgres(?:ql)?(?:\+\w+)?://[^\s:/@]*:)(?!\d{1,5}(?:[/?,)\"'\s]|$)[^@\s]*(?:\s|$))"
+    r"(?:(?!postgres(?:ql)?(?:\+\w+)?://).)*(?=@)",
+    # Any other URI, as it has to be written.
+    r"(\w+://[^\s:/@]*:)[^\s/]*(?=@)",
+    # A parameter of a URI.
+    r"(?i)([?&]\w*password=)[^&\s]*",
+    # A keyword, quoted or not, with backslashes. Only ASCII white space ends it, as in libpq.
+    r"(?isa)(?<![?&\w])(\w*password\s*=\s*)"
+    r"(?:'(?:[^'\\]|\\.)*(?:'|$)|\"(?:[^\"\\]|\\.)*\"(?=[\s,)]|$)|(?:\\.|\S)+)",
+    # An entry of a dict.
+    r"(?is)(['\"]\w*password['\"]\s*:\s*)(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")",
+)
 
 
 def explain(exc: BaseException) -> str:
     """*exc* in one line, without secrets: ``OperationalError: connection refused``."""
-    text = " ".join(str(exc).split())
+    text = " ".join(redact(str(exc)).split())  # in this order: white space ends a password
     name = type(exc).__name__
-    return redact(f"{name}: {text}" if text else name)
+    return f"{name}: {text}" if text else name
 
 
 def summarize(what: str, errors: Sequence[BaseException]) -> BaseException:

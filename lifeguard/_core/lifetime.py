@@ -368,10 +368,8 @@ async def within(seconds: float | None, awaitable: Awaitable[T], what: object) -
     with anyio.CancelScope(shield=True) as scope:
         if seconds is not None:
             scope.deadline = anyio.current_time() + seconds
-        result = await awaitable
-    if scope.cancelled_caught:
-        raise TimeoutError(f"{what} did not end within {seconds:.3g} seconds and was cancelled")
-    return result
+        return await awaitable
+    raise TimeoutError(f"{what} did not end within {seconds:.3g} seconds and was cancelled")
 
 
 # -- small questions ------------------------------------------------------------------------------

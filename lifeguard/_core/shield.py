@@ -67,23 +67,28 @@ async def shielded(func: Callable[..., Coroutine[Any, Any, T]], *args: object) -
     A cancellation that came meanwhile is raised afterwards: it is late, not lost.
     """
     loop = running_loop()
-    cancelled: BaseException | None = None
     if loop is None:
-        import anyio
-
-        with anyio.CancelScope(shield=True):
-            outcome = await _outcome(func, args)
-    else:
-        task = loop.create_task(_outcome(func, args))
-        _running.add(task)
-        task.add_done_callback(_running.discard)
-        cancelled = await _outlast(task)
-        outcome = task.result()
-    if outcome[1] is not None:
-        raise outcome[1]
+        return await _behind_shield(func, args)
+    task = loop.create_task(_outcome(func, args))
+    _running.add(task)
+    task.add_done_callback(_running.discard)
+    cancelled = await _outlast(task)
+    result, error = task.result()
+    if error is not None:
+        raise error
     if cancelled is not None:
         raise cancelled
-    return outcome[0]  # type: ignore[return-value]
+    return result  # type: ignore[return-value]
+
+
+async def _behind_shield(
+    func: Callable[..., Coroutine[Any, Any, T]], args: tuple[object, ...]
+) -> T:
+    import anyio
+
+    with anyio.CancelScope(shield=True):
+        return await func(*args)
+    raise AssertionError("nothing cancels this scope")
 
 
 async def _outcome(
