@@ -81,15 +81,19 @@ def redact(text: str) -> str:
 
 _SECRETS = (
     # A URI for PostgreSQL, up to the last @ before the next one. What may be a port is none.
-    r"(?i)(postgres(?:ql)?(?:\+\w+)?://[^\s:/@]*:)(?!\d{1,5}(?:[/?,)\"'\s]|$)[^@\s]*(?:\s|$))"
-    r"(?:(?!postgres(?:ql)?(?:\+\w+)?://).)*(?=@)",
+    (
+        r"(?i)(postgres(?:ql)?(?:\+\w+)?://[^\s:/@]*:)(?!\d{1,5}(?:[/?,)\"'\s]|$)[^@\s]*(?:\s|$))"
+        r"(?:(?!postgres(?:ql)?(?:\+\w+)?://).)*(?=@)"
+    ),
     # Any other URI, as it has to be written.
     r"(\w+://[^\s:/@]*:)[^\s/]*(?=@)",
     # A parameter of a URI.
     r"(?i)([?&]\w*password=)[^&\s]*",
     # A keyword, quoted or not, with backslashes. Only ASCII white space ends it, as in libpq.
-    r"(?isa)(?<![?&\w])(\w*password\s*=\s*)"
-    r"(?:'(?:[^'\\]|\\.)*(?:'|$)|\"(?:[^\"\\]|\\.)*\"(?=[\s,)]|$)|(?:\\.|\S)+)",
+    (
+        r"(?isa)(?<![?&\w])(\w*password\s*=\s*)"
+        r"(?:'(?:[^'\\]|\\.)*(?:'|$)|\"(?:[^\"\\]|\\.)*\"(?=[\s,)]|$)|(?:\\.|\S)+)"
+    ),
     # An entry of a dict.
     r"(?is)(['\"]\w*password['\"]\s*:\s*)(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")",
 )
