@@ -74,11 +74,11 @@ def _side(run: ScenarioRun, mine: SideRun, *, width: int, top: int) -> Panel:
     figures.append(f"{mine.peak}", style="bold bright_red" if mine.peak > mine.bound else "bold")
     figures.append(f" of {mine.bound}\n")
     figures.append(f"{tally.ok:>5}", style="bold green" if tally.ok else "bold")
-    figures.append(" right  ")
+    figures.append(" right ")
     figures.append(f"{tally.failed:>4}", style="bold red" if tally.failed else "bold")
-    figures.append(" failed  ")
+    figures.append(" failed ")
     figures.append(f"{tally.wrong:>4}", style="bold white on red" if tally.wrong else "bold")
-    figures.append(" wrong rows")
+    figures.append(" wrong")
     reason = tally.reasons.most_common(1)[0][0] if tally.reasons else " "
     figures.append(f"\n{reason}", style="red")
     body = Group(
