@@ -76,12 +76,9 @@ async def call_tools(dsn: str, *, guarded: bool, timeout: float) -> list[str]:
     guard = lifeguard.Lifeguard()
     if guarded:
         server.tool = guard.task(server.tool)
-    app: App = server.app
-    async with (
-        running(app, pool, guarded=guarded, guard=guard) as app,
-        asyncio.TaskGroup() as group,
-    ):
-        serving = group.create_task(server.run())
-        answers = [await get(app) for _ in range(SIZE + 1)]
-        serving.cancel()
+    async with running(server.app, pool, guarded=guarded, guard=guard) as app:
+        async with asyncio.TaskGroup() as group:
+            serving = group.create_task(server.run())
+            answers = [await get(app) for _ in range(SIZE + 1)]
+            serving.cancel()
     return answers
