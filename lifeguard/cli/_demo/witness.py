@@ -16,6 +16,8 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from lifeguard.testing import PostgresError
+
 from .model import SIDES, Sample, SideName
 
 if TYPE_CHECKING:
@@ -122,9 +124,15 @@ class Witness:
 
 @contextlib.asynccontextmanager
 async def witness(dsn: str) -> AsyncIterator[Witness]:
-    conn = await psycopg.AsyncConnection.connect(
-        dsn, autocommit=True, application_name="lifeguard-demo-witness"
-    )
+    try:
+        conn = await psycopg.AsyncConnection.connect(
+            dsn, autocommit=True, application_name="lifeguard-demo-witness"
+        )
+    except psycopg.OperationalError as error:
+        raise PostgresError(
+            f"cannot connect to PostgreSQL: {error}\n"
+            "Check LIFEGUARD_DSN, or unset it: then the demo starts a PostgreSQL of its own."
+        ) from error
     async with conn:
         seen = Witness(conn, dsn)
         try:
