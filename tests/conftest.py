@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,11 @@ from tests.support.eventlog import EventLog
 # Examples run on machines that are busy with other things: time is for pytest-timeout to judge.
 hypothesis.settings.register_profile("lifeguard", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("lifeguard")
+
+# A shell starts background jobs (of a CI, say) with SIGINT ignored, and every process below them
+# inherits that. Tests that send a Ctrl-C to theirs mean one that is started as usual.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _numbers = itertools.count(1)
 
