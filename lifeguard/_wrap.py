@@ -181,8 +181,8 @@ def _kind_of_app(app: Any) -> str:
         raise wrong(f"{app!r}, which is an async generator function")
     if len(names) == 3:
         return "asgi"  # a plain function that returns another app's coroutine
-    if len(names) == 2:
-        return "wsgi"
+    if len(names) == 2 or (not names and _takes_anything(inspect, signature)):
+        return "wsgi"  # wsgiref.validate takes (*args, **kwargs)
     if names == ["scope"]:
         return "asgi2"
     raise wrong(f"{app!r}, which takes {len(names)} arguments, so it is neither ASGI nor WSGI")

@@ -181,6 +181,7 @@ def _whole_or_streaming(body: Any, unit: Request, environ: Environ, headers: Any
     guarded.unit = unit
     guarded.body = body
     guarded.chunks = iterator
+    guarded.error = None
     return guarded
 
 
@@ -242,24 +243,31 @@ class _Body:
     that hold on to the iterator only.)
     """
 
-    __slots__ = ("body", "chunks", "outer", "unit")
+    __slots__ = ("body", "chunks", "error", "outer", "unit")
 
     unit: Request
     body: Any
     chunks: Iterator[bytes] | None  #: None once they were handed out
+    error: Exception | None  #: of the app's own close(), kept for the server's call of close()
     outer: Unit | None
 
     def __iter__(self) -> Iterator[bytes]:
         chunks = self.chunks
         if chunks is None:
-            if self.unit.state is OPEN:
-                self._end()
+            # All is handed out. What the app's close() gives back belongs to the unit, too.
+            try:
+                self.close()
+            except Exception as exc:
+                self.error = exc
             return iter(())
         self.chunks = None
         return chain(chunks, self)
 
     def close(self) -> None:
         """End the response, as the server is to do (PEP 3333). Once is enough."""
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
         body, self.body = self.body, ()
         try:
             close = getattr(body, "close", None)
