@@ -182,18 +182,37 @@ def in_fork(child: Callable[[], Any], *, seconds: int = 15) -> Any:
     return answer["value"]
 
 
-def python(
-    code: str, *args: str, timeout: float = 30.0, flags: tuple[str, ...] = ()
-) -> subprocess.CompletedProcess[str]:
-    """Run *code* in a fresh interpreter, which finds the same lifeguard as this one."""
-    return subprocess.run(
-        [sys.executable, *flags, "-c", textwrap.dedent(code), *args],
+def start(code: str, *args: str, path: Path | None = None) -> subprocess.Popen[str]:
+    """Start *code* in a fresh interpreter, which finds the same lifeguard as this one.
+
+    With *path* it is written there first, so that a spawned child of it can import it again.
+    """
+    code = textwrap.dedent(code)
+    command = [sys.executable, "-c", code]
+    if path is not None:
+        path.write_text(code)
+        command = [sys.executable, str(path)]
+    return subprocess.Popen(
+        [*command, *args],
         cwd=ROOT,
-        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout,
-        check=False,
     )
+
+
+def python(
+    code: str, *args: str, timeout: float = 30.0, path: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run *code* like :func:`start` to its end."""
+    with start(code, *args, path=path) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(args, process.returncode, out, err)
 
 
 def told(error: BaseException) -> str:
