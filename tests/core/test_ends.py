@@ -315,19 +315,29 @@ def test_a_child_with_nothing_of_its_own_dies_of_sigterm_as_before() -> None:
     result = python(
         f"""{PRELUDE}
 with sync.worker():
+    reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            signal.pause()
+            say("child is ready")
+            os.write(writer, b"1")
+            while True:
+                signal.sigtimedwait([], 0.01)  # not pause(): it could miss the signal
         finally:
             say("child unwinds")
             os._exit(0)
+    os.read(reader, 1)
     os.kill(pid, signal.SIGTERM)
     _, status = os.waitpid(pid, 0)
     say(f"child ended by signal {{os.WTERMSIG(status)}}")
 """
     )
-    assert result.stdout.split("\n")[:-1] == ["open", "child ended by signal 15", "close"]
+    assert result.stdout.split("\n")[:-1] == [
+        "open",
+        "child is ready",
+        "child ended by signal 15",
+        "close",
+    ]
     assert result.returncode == 0
 
 
@@ -365,10 +375,17 @@ if __name__ == "__main__":
     assert result.stdout.split("\n")[:-1] == ["open", "work", "close", "exit code 7"]
 
 
-# A forked child inherits the parent's handler, a spawned one takes its own.
-@pytest.mark.parametrize(("method", "status"), [("fork", 143), ("spawn", -15)])
+# A child that inherits the parent's handler unwinds by it; one that does not takes its own.
+@pytest.mark.parametrize(
+    ("method", "before", "status"),
+    [
+        ("fork", "ends.take_sigterm()", 143),
+        ("fork", "pass", -signal.SIGTERM),
+        ("spawn", "ends.take_sigterm()", -signal.SIGTERM),
+    ],
+)
 def test_a_child_of_multiprocessing_that_gets_sigterm_closes(
-    method: str, status: int, tmp_path: Path
+    method: str, before: str, status: int, tmp_path: Path
 ) -> None:
     """Process.terminate() is a SIGTERM: what the child opened is closed in it."""
     result = python(
@@ -381,6 +398,8 @@ def child(ready):
         threading.Event().wait()
 
 if __name__ == "__main__":
+    from lifeguard._core import ends
+    {before}
     context = multiprocessing.get_context({method!r})
     ready = context.Event()
     process = context.Process(target=child, args=(ready,))
