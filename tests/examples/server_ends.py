@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -48,9 +49,8 @@ def end(row: Row, ending: str, directory: Path) -> str:
     try:
         return _end(server, row, ending, log, f"http://127.0.0.1:{port}")
     finally:
-        for pid in {server.pid, *log.per_pid("open")}:
-            if psutil.pid_exists(pid):
-                os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)  # and the workers that a master has made since
         server.wait()
         log.close()
 
