@@ -106,7 +106,7 @@ class Call(Exit):
     ) -> None:
         self.func = func
         self.args = args
-        self.kwargs = kwargs or {}
+        self.kwargs = {} if kwargs is None else kwargs
         self.awaits = is_async(func) if awaits is None else awaits
 
     def run(self, awaits: bool) -> object:
@@ -172,7 +172,7 @@ class Lifetime(list["Exit"]):
         """
         if not callable(func):
             raise TypeError(f"callback() takes a callable, not {func!r}")
-        self.push(Call(func, args, dict(kwargs)))
+        self.push(Call(func, args, kwargs))
 
     def enter(self, manager: Any) -> Any:
         """Enter the context manager *manager* and leave it when this ends. Returns its value."""
@@ -377,6 +377,8 @@ async def within(seconds: float | None, awaitable: Awaitable[T], what: object) -
 
 def is_async(func: object) -> bool:
     """Whether calling *func* gives something to await, as far as can be seen before the call."""
+    if type(func) is _FUNCTION and not func.__dict__:  # nearly always: nothing to look behind
+        return bool(func.__code__.co_flags & 0x80)  # inspect.CO_COROUTINE
     for _ in range(10):  # partials of bound methods of ...: bounded, for objects that lie
         inner = getattr(func, "__func__", None) or getattr(func, "func", None)
         if inner is None or inner is func:
@@ -393,6 +395,9 @@ def is_async(func: object) -> bool:
         type(getattr(func, "_is_coroutine_mark", None)) is object
         or type(getattr(func, "_is_coroutine", None)) is object
     )
+
+
+_FUNCTION = type(is_async)
 
 
 def is_awaitable(value: object) -> bool:

@@ -235,12 +235,12 @@ class Unit(Lifetime):
 
     def _hand_over(self) -> None:
         """What a task holds that outlives this unit goes on into a unit of that task's own."""
-        me: asyncio.Task[Any] | None = None
-        for out in self.borrows():
-            if out.task is None or out.task.done():
-                continue
-            me = me or current_task()
-            if out.task is me:
+        held = [out for out in self if type(out) is Borrow and out.task is not None]
+        if not held:
+            return
+        me = current_task()
+        for out in held:
+            if out.task is None or out.task is me or out.task.done():
                 continue
             try:
                 self.remove(out)
@@ -363,10 +363,11 @@ def unit_of_task(worker: Worker, task: asyncio.Task[Any]) -> Unit:
 def _is_plumbing(code: CodeType) -> bool:
     """Whether a frame says nothing about who borrowed: the pool, the loop, this package."""
     parts = code.co_filename.replace("\\", "/").split("/")
-    return parts[-1] in ("contextlib.py", "threading.py") or not _PLUMBING.isdisjoint(parts[-3:-1])
+    return parts[-1] in ("contextlib.py", "threading.py") or not plumbing.isdisjoint(parts[-3:-1])
 
 
-_PLUMBING = {"asyncio", "concurrent", "lifeguard", "psycopg_pool", "anyio", "trio"}
+#: Packages whose frames say nothing about who borrowed. The module of a pool adds the pool's.
+plumbing = {"asyncio", "concurrent", "lifeguard", "anyio", "trio"}
 
 
 def _line(code: CodeType, instruction: int) -> int:
