@@ -27,7 +27,7 @@ from ._core.lifetime import CLOSED, OPEN, Call
 from ._core.observer import logger
 from ._core.resource import Adapter
 from ._core.shield import running_loop
-from ._core.unit import FULL_STACK, Borrow, Unit
+from ._core.unit import FULL_STACK, Borrow, Unit, plumbing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     AnyPool = ConnectionPool[Any] | AsyncConnectionPool[Any]
 
 _frame = sys._getframe
+plumbing.add("psycopg_pool")
 
 
 def adapt(obj: object, guard: Guard) -> Adapter | None:
