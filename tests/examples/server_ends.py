@@ -90,7 +90,8 @@ def _end(server: subprocess.Popen[bytes], row: Row, ending: str, log: EventLog, 
     seconds = time.monotonic() - started
     if ending == "SIGTERM, busy":
         client.join()
-    if log.per_pid("close") == log.per_pid("open"):
+    opens, closes = log.per_pid("open"), log.per_pid("close")
+    if all(opens[pid] == closes[pid] == 1 for pid in workers):  # a master may have made others
         fate = f"closed ({seconds:.1f} s)"
     elif living(workers):
         fate = f"lives on ({seconds:.0f} s)"
