@@ -1,8 +1,8 @@
 """What one borrow is to a unit: an exit noted on it, and taken off again at the return.
 
-These are the statements of ``lifeguard/psycopg.py``'s ``getconn`` and ``putconn`` that deal with the
-unit. What the pool's adapter does besides (the overridden methods, who called, which task) is
-measured by ``bench/pool.py``, together with the pool and the database it belongs to.
+These are the statements of ``lifeguard/psycopg.py``'s ``getconn`` and ``putconn`` that deal with
+the unit. What the pool's adapter does besides (the overridden methods, who called, which task)
+is measured by ``bench/pool.py``, together with the pool and the database it belongs to.
 """
 
 from __future__ import annotations
