@@ -40,6 +40,18 @@ class Job(Unit):
     awaits = False
 
 
+class LoopJob(Job):
+    """The unit of a job of an event loop's own executor.
+
+    People park endless loops there. Without lifeguard a server would not wait for one at its end,
+    so neither does the worker, unless the job holds something.
+    """
+
+    __slots__ = ()
+
+    awaited = False
+
+
 class AsyncJob(Job):
     """The unit of one call of an async task."""
 
@@ -174,12 +186,14 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
         return super().submit(context.run, job, self._guard, fn, args, kwargs)
 
 
-def _run_job(guard: Guard, fn: Callable[..., R], args: Any, kwargs: Any) -> R:
+def _run_job(
+    guard: Guard, fn: Callable[..., R], args: Any, kwargs: Any, kind: type[Job] = Job
+) -> R:
     worker = guard._worker
     if not worker.serving:
         worker = guard.worker_for_unit()
     outer = guard.current.get()
-    unit = Job()
+    unit = kind()
     unit.state = OPEN
     unit.source = fn
     unit.worker = worker
@@ -237,7 +251,7 @@ def guard_executor(guard: Guard, executor: Any) -> None:
     def submit_unit(fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         if not guard._worker.serving:  # nothing is open, so nothing can be left behind
             return submit(fn, *args, **kwargs)
-        return submit(_run_job, guard, fn, args, kwargs)
+        return submit(_run_job, guard, fn, args, kwargs, LoopJob)
 
     submit_unit.lifeguard_key = guard.key  # type: ignore[attr-defined]
     executor.submit = submit_unit

@@ -132,6 +132,8 @@ class Unit(Lifetime):
     started: float  #: in a loop's worker to the second, see Worker.tick
     worker: Worker
 
+    awaited = True  #: whether a worker that closes waits for it, even if it holds nothing
+
     if TYPE_CHECKING:
 
         def __init__(self) -> None: ...

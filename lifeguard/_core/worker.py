@@ -330,6 +330,8 @@ class _WaitForUnits:
         for unit in self.worker.running():
             if unit is mine:
                 continue  # this very unit closes the worker: it cannot be waited for in here
+            if not unit and not unit.awaited:
+                continue
             latch = Latch()
             unit.insert(0, Call(latch.set, awaits=False))  # the first registered runs last
             if unit.state is not CLOSED:
