@@ -8,6 +8,7 @@ nothing but the core.
 from __future__ import annotations
 
 from ._core import ends
+from ._core.errors import redact
 from ._core.guard import Guard
 from ._core.resource import adapters
 
@@ -156,7 +157,7 @@ def _kind_of_app(app: Any) -> str:
     import inspect
 
     def wrong(what: str) -> TypeError:
-        return TypeError(f"lifeguard.wrap() got {what}: {_EXPECTED}")
+        return TypeError(f"lifeguard.wrap() got {redact(what)}: {_EXPECTED}")
 
     if app is None:
         raise wrong("None")

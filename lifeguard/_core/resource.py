@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from .errors import LifeguardError, NotOpenError, WrongProcessError
+from .errors import LifeguardError, NotOpenError, WrongProcessError, redact
 from .lifetime import DISCARDED, Call, describe, is_awaitable
 from .shield import Keeper
 
@@ -50,10 +50,10 @@ class Adapter:
         self._aenters = hasattr(cls, "__aenter__") and hasattr(cls, "__aexit__")
         opens = callable(getattr(obj, "open", None))
         closes = callable(getattr(obj, "close", None)) or callable(getattr(obj, "aclose", None))
-        if not (self._enters or self._aenters or (opens and closes)):
+        if isinstance(obj, type) or not (self._enters or self._aenters or (opens and closes)):
             raise TypeError(
-                f"{obj!r} is not a resource: pass an object with open() and close(), or a context "
-                "manager, or declare it with @lifeguard.resource"
+                f"{redact(repr(obj))} is not a resource: pass an object with open() and close(), "
+                "or a context manager, or declare it with @lifeguard.resource"
             )
 
     @property
@@ -349,7 +349,7 @@ def check_definition(source: Any) -> None:
     """Raise TypeError for what ``@lifeguard.resource`` cannot open, and say what it can."""
     example = "decorate a generator function that yields the opened value once"
     if source is None or isinstance(source, (str, bytes, int, type)) or hasattr(source, "send"):
-        raise TypeError(f"@lifeguard.resource cannot open {source!r}: {example}")
+        raise TypeError(f"@lifeguard.resource cannot open {redact(repr(source))}: {example}")
     if isinstance(source, Resource):
         raise TypeError(f"{source} is a resource already: decorate it once")
     code = getattr(source, "__code__", None)
