@@ -61,6 +61,7 @@ async def add(note: Note, conn: Connection) -> dict[str, int]:
     cursor = await conn.execute("INSERT INTO note (text) VALUES (%s) RETURNING id", [note.text])
     row = await cursor.fetchone()
     assert row is not None
+    await conn.commit()  # the dependency would do it, but only after the response is sent
     return {"id": row[0]}
 
 
