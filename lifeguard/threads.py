@@ -251,6 +251,12 @@ def guard_executor(guard: Guard, executor: Any) -> None:
     def submit_unit(fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         if not guard._worker.serving:  # nothing is open, so nothing can be left behind
             return submit(fn, *args, **kwargs)
+        context = getattr(getattr(fn, "func", None), "__self__", None)
+        if isinstance(context, contextvars.Context) and not args and not kwargs:
+            # asyncio.to_thread: partial(context.run, func, ...). The unit has to be inside of it.
+            func, *rest = fn.args
+            run_job: Any = _run_job
+            return submit(context.run, run_job, guard, func, rest, fn.keywords, LoopJob)
         return submit(_run_job, guard, fn, args, kwargs, LoopJob)
 
     submit_unit.lifeguard_key = guard.key  # type: ignore[attr-defined]

@@ -1,0 +1,1 @@
+"""What every host and every pool has to keep: one class each, inherited by its tests."""
