@@ -227,7 +227,7 @@ def guard_default_executor(worker: Worker) -> None:
     loop = worker.loop
     if loop is None:
         return
-    executor = getattr(loop, "_default_executor", None)  # uvloop keeps it to itself
+    executor = getattr(loop, "_default_executor", None) or _hidden_executor(loop)
     if executor is None:
         if loop in _guarded_loops:
             return
@@ -236,6 +236,16 @@ def guard_default_executor(worker: Worker) -> None:
         loop.set_default_executor(executor)
     _guarded_loops.add(loop)
     guard_executor(worker.guard, executor)
+
+
+def _hidden_executor(loop: asyncio.AbstractEventLoop) -> concurrent.futures.Executor | None:
+    """uvloop keeps its default executor to itself, and replaces it without a word."""
+    import gc
+
+    for obj in gc.get_referents(loop):
+        if isinstance(obj, concurrent.futures.Executor):
+            return obj
+    return None
 
 
 _guarded_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
