@@ -15,7 +15,7 @@ from .asgi import lifespan_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
     from typing import Any
 
     from ._core.guard import Guard
@@ -52,25 +52,18 @@ def make_lifespan(
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[Any]:
         worker = await shielded(guard.aacquire, resources)
-        left = dropped = False
+        dropped = False
         try:
             keeper = Keeper(lambda keeper: stay(app, keeper), "lifespan")
             keeper.on_cancel = lambda: None  # the worker closes, and this in its turn
             state = await shielded(keeper.open)
 
-            def leave() -> Awaitable[None] | None:
-                nonlocal left
-                if left:
-                    return None
-                left = True
-                return keeper.close()
+            async def leave() -> None:
+                await worker.drain()
+                await keeper.close()
 
-            async def leave_now() -> None:
-                closing = leave()
-                if closing is not None:
-                    await closing
-
-            worker.push(Call(leave, awaits=True))  # for a server that never sends shutdown
+            # For a server that never sends shutdown. The second to close finds nothing to do.
+            worker.push(Call(keeper.close, awaits=True))
             try:
                 yield state
             except GeneratorExit:  # thrown away with its loop: the worker's own end sees to it
@@ -78,7 +71,7 @@ def make_lifespan(
                 raise
             finally:
                 if not dropped:
-                    await shielded(leave_now)
+                    await shielded(leave)
         finally:
             if not dropped:
                 await guard.aleave(worker)

@@ -238,22 +238,16 @@ class _Life:
             await send({"type": "lifespan.startup.failed", "message": failed_to_open(exc)})
             return
         lifespan = _Lifespan(self.app, scope)
-        stopped = False
 
         async def stop() -> Message:
-            nonlocal stopped
-            stopped = True
             if self.worker is worker:
                 self._serve_in(Worker(self.guard, awaits=True))
             return await self._stop(lifespan, worker)
 
-        def stop_at_the_end() -> Awaitable[Message] | None:
-            return None if stopped else lifespan.stop()
-
         try:
             answer = await shielded(lifespan.start)
             if answer["type"] == "lifespan.startup.complete":
-                worker.push(Call(stop_at_the_end, awaits=True))
+                worker.push(Call(lifespan.stop, awaits=True))  # whoever stops it first
                 self.state = None
                 self._serve_in(worker)
             await send(answer)
@@ -271,6 +265,8 @@ class _Life:
             raise lifespan.error
 
     async def _stop(self, lifespan: _Lifespan, worker: Worker) -> Message:
+        if lifespan.started:
+            await worker.drain()
         answer = await lifespan.stop()
         try:
             await self.guard.aleave(worker)

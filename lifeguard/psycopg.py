@@ -26,8 +26,8 @@ from ._core.errors import WrongProcessError, explain
 from ._core.lifetime import CLOSED, OPEN, Call
 from ._core.observer import logger
 from ._core.resource import Adapter
-from ._core.shield import running_loop
-from ._core.unit import FULL_STACK, Borrow, Unit, plumbing
+from ._core.shield import running_loop, shielded
+from ._core.unit import Borrow, Unit, plumbing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -236,7 +236,6 @@ class AsyncPoolAdapter(PoolAdapter):
         try:
             await self.obj.close(timeout=self.guard.grace)
         finally:
-            # close() that is cancelled, or runs when the pool's tasks are gone, leaves them open
             self.sweep()
 
 
@@ -291,7 +290,7 @@ def _make_sync(cls: Any) -> type:
             conn = base_getconn(self, timeout)
             unit = self._lifeguard_unit()
             if unit is not None:
-                _lend(self._lifeguard, unit, conn, _frame(1))
+                _lend(self._lifeguard, unit, conn)
             return conn
 
         def putconn(self, conn: Any) -> None:
@@ -318,6 +317,7 @@ def _make_sync(cls: Any) -> type:
 
 def _make_async(cls: Any) -> type:
     base_getconn, base_putconn, base_connect = cls.getconn, cls.putconn, cls._connect
+    base_close = cls.close
 
     class Tracked(cls):  # type: ignore[misc]
         __doc__ = cls.__doc__
@@ -327,7 +327,7 @@ def _make_async(cls: Any) -> type:
             conn = await base_getconn(self, timeout)
             unit = self._lifeguard_unit()
             if unit is not None:
-                _lend(self._lifeguard, unit, conn, _frame(1))
+                _lend(self._lifeguard, unit, conn)
             return conn
 
         async def putconn(self, conn: Any) -> None:
@@ -342,7 +342,24 @@ def _make_async(cls: Any) -> type:
                     unit.remove(borrow)
                 except ValueError:  # taken back before, or just now: it is the unit's
                     return
+                if self._lock.locked():
+                    # A cancellation while it waits for the lock would lose the place for good.
+                    await shielded(base_putconn, self, conn)
+                    return
             await base_putconn(self, conn)
+
+        async def close(self, timeout: float = 5.0) -> None:
+            # A close that is cancelled, or comes when the tasks of the pool are gone, leaves
+            # connections open, and a second one does nothing.
+            try:
+                await base_close(self, timeout)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                # Not we were cancelled, but the pool's own tasks, with all others of their loop.
+            finally:
+                self._lifeguard.sweep()
 
         async def _connect(self, timeout: float | None = None) -> Any:
             conn = await base_connect(self, timeout)
@@ -385,22 +402,29 @@ def _reopening(cls: Any) -> type:
 _NOT_NOTED = Borrow(None, None)  # type: ignore[arg-type]
 
 
-def _lend(adapter: PoolAdapter, unit: Unit, conn: Any, frame: Any) -> None:
+def _lend(adapter: PoolAdapter, unit: Unit, conn: Any) -> None:
     """Note that *conn* is out in *unit*, and who asked for it. On the hot path of every borrow."""
     try:
         borrow: Borrow = conn._lifeguard
     except AttributeError:
         borrow = conn._lifeguard = Borrow(adapter, conn)
-    code = frame.f_code
-    if code is adapter.plumbing:  # `with pool.connection()`: two frames further out is the caller
-        frame = frame.f_back.f_back
-        code = frame.f_code
     guard = adapter.guard
-    outer = frame.f_back
-    if guard.stack == 2 and outer is not None and not guard.suspects:
+    frame: Any = _frame(2)
+    code = frame.f_code
+    if code is adapter.plumbing:
+        # `with pool.connection()`: the caller is two frames further out. (Asked for by number, the
+        # frames between are not made into objects.) It gives back by itself, nearly always, so
+        # that its own line is enough.
+        frame = _frame(4)
+        borrow.frames = (
+            (frame.f_code, frame.f_lasti)
+            if guard.two_callers
+            else _frames(frame, guard.depth(frame.f_code))
+        )
+    elif guard.two_callers and (outer := frame.f_back) is not None:
         borrow.frames = (code, frame.f_lasti, outer.f_code, outer.f_lasti)
     else:
-        borrow.frames = _frames(frame, FULL_STACK if id(code) in guard.suspects else guard.stack)
+        borrow.frames = _frames(frame, guard.depth(code))
     if adapter.is_async:
         borrow.task = _current_task(unit.worker.loop)
     if unit.state is not OPEN:

@@ -17,7 +17,7 @@ from .lifetime import CLOSED, CLOSING, OPEN, OPENING
 from .observer import logger, tell
 from .resource import Resource, caller, check_definition, unique
 from .shield import current_task, shielded
-from .unit import Leak, Unit, UnitBlock, unit_of_task, warn
+from .unit import FULL_STACK, Leak, Unit, UnitBlock, unit_of_task, warn
 from .worker import Worker
 
 TYPE_CHECKING = False
@@ -98,6 +98,7 @@ class Guard:
         )
         # Where leaks came from, by id, for the hash of a code object is dear.
         self.suspects: dict[int, CodeType] = {}
+        self.two_callers = stack == 2  # and no suspects: what the fast path of a borrow asks
         self._lock = RLock()
         self._worker = Worker(self, awaits=False)  # never opened: "off" is an object too
 
@@ -352,6 +353,10 @@ class Guard:
                 return unit_of_task(self._worker, task)
         return None
 
+    def depth(self, code: CodeType) -> int:
+        """How many callers to keep of a borrow made in *code*."""
+        return FULL_STACK if id(code) in self.suspects else self.stack
+
     # -- reports -------------------------------------------------------------------------------
 
     def report(self, lifetime: Lifetime, error: BaseException) -> None:
@@ -377,6 +382,7 @@ class Guard:
                 "lifeguard_stack": leak.stack,
             },
         )
+        self.two_callers = False
         self.suspects.update((id(code), code) for code in leak.borrow.frames[::2])
         tell(self.observers, "leaked", leak.borrow)
         warn(leak)

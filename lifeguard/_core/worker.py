@@ -50,6 +50,7 @@ class Worker(Lifetime):
         "__weakref__",
         "closed",
         "failure",
+        "given_up",
         "guard",
         "holders",
         "loop",
@@ -72,6 +73,7 @@ class Worker(Lifetime):
             weakref.WeakKeyDictionary()
         )
         self.values: dict[Resource[Any], Any] = {}
+        self.given_up: set[Unit] = set()
         self.holders = 0
         self.loop: asyncio.AbstractEventLoop | None = None
         self.failure: BaseException | None = None
@@ -254,6 +256,16 @@ class Worker(Lifetime):
                 extra={"lifeguard_pid": self.pid},
             )
 
+    async def drain(self) -> None:
+        """Wait for the units that run now, at most the grace: the app is about to shut down.
+
+        What a unit uses may be the app's own, so the app ends after its units. A unit that was
+        given up on here is not waited for again when the worker closes.
+        """
+        waiting = _WaitForUnits(self).run(awaits=True)
+        if waiting is not None:
+            await waiting
+
     def running(self) -> list[Unit]:
         """The units that are running now.
 
@@ -330,7 +342,7 @@ class _WaitForUnits:
         for unit in self.worker.running():
             if unit is mine:
                 continue  # this very unit closes the worker: it cannot be waited for in here
-            if not unit and not unit.awaited:
+            if unit in self.worker.given_up or not (unit or unit.awaited):
                 continue
             latch = Latch()
             unit.insert(0, Call(latch.set, awaits=False))  # the first registered runs last
@@ -357,6 +369,7 @@ class _WaitForUnits:
         for unit, latch in self.waiting:
             if latch.is_set():
                 continue
+            self.worker.given_up.add(unit)
             age = unit.age
             logger("worker").warning(
                 "%s closes although %s is still running, %.1f s after it began: it was given "
