@@ -192,12 +192,15 @@ class Unit(Lifetime):
                 return
         self._tell(errors, None, loud=False)
 
-    def _claim_or_finish(self) -> bool:
-        """True if there is something to run and it is ours. A fast path may have set CLOSED."""
-        if self.worker.state is DISCARDED:
+    def _claim(self) -> bool:
+        if self.worker.state is DISCARDED:  # a fork tells the worker, which keeps no list of units
             self.discard()
             return False
-        if self.state is CLOSED and self:
+        return super()._claim()
+
+    def _claim_or_finish(self) -> bool:
+        """True if there is something to run and it is ours. A fast path may have set CLOSED."""
+        if self.state is CLOSED and self and self.worker.state is not DISCARDED:
             self.state = CLOSING
             return True
         return self._claim()

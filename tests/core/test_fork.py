@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import os
 import threading
@@ -91,6 +92,26 @@ def test_an_unfinished_unit_of_the_parent_is_not_one_of_the_child(
     )
     assert answer == [refused, "own unit ends"]
     assert log == ["parent's unit ends"]
+
+
+@pytest.mark.parametrize("end", ["close", "conclude", "drop"])
+def test_a_unit_of_another_thread_ends_in_the_parent_only(
+    end: str, guard: Lifeguard, log: Log
+) -> None:
+    """It is not the current one of the thread that forks; the child runs nothing of it either."""
+    with guard.worker():
+        block = guard.unit()
+        context = contextvars.copy_context()
+        unit = context.run(block.__enter__)
+        unit.callback(log.append, "unit ends")
+
+        def child() -> list[str]:
+            getattr(unit, end)(*([None] if end == "conclude" else []))
+            return log
+
+        assert in_fork(child) == []
+        context.run(block.__exit__, None, None, None)
+    assert log == ["unit ends"]
 
 
 def test_a_child_opens_and_closes_its_own(guard: Lifeguard, log: Log) -> None:
