@@ -76,18 +76,20 @@ wrap = _default.wrap
 _lazy = {"ThreadPoolExecutor": "threads", "asgi": "", "wsgi": ""}
 
 
-def __getattr__(name: str) -> object:
-    # What needs more than the core is imported when it is asked for, once.
-    if name not in _lazy:
-        raise AttributeError(f"module 'lifeguard' has no attribute {name!r}")
-    import importlib
+if not TYPE_CHECKING:  # where it would make any name at all look right
 
-    module = _lazy[name]
-    value: object = importlib.import_module(f"lifeguard.{module or name}")
-    if module:
-        value = getattr(value, name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        # What needs more than the core is imported when it is asked for, once.
+        if name not in _lazy:
+            raise AttributeError(f"module 'lifeguard' has no attribute {name!r}")
+        import importlib
+
+        module = _lazy[name]
+        value: object = importlib.import_module(f"lifeguard.{module or name}")
+        if module:
+            value = getattr(value, name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,1 @@
+"""Files that must type-check, and files whose marked lines must not."""
