@@ -342,8 +342,9 @@ def _make_async(cls: Any) -> type:
                     unit.remove(borrow)
                 except ValueError:  # taken back before, or just now: it is the unit's
                     return
-                if self._lock.locked():
-                    # A cancellation while it waits for the lock would lose the place for good.
+                if self._lock.locked() or self._waiting:
+                    # A cancellation while it waits, for the lock or for the lock of somebody who
+                    # waits for a connection, would lose the place for good.
                     await shielded(base_putconn, self, conn)
                     return
             await base_putconn(self, conn)
