@@ -352,6 +352,7 @@ def _make_async(cls: Any) -> type:
         async def close(self, timeout: float = 5.0) -> None:
             # A close that is cancelled, or comes when the tasks of the pool are gone, leaves
             # connections open, and a second one does nothing.
+            idle = list(self._pool)  # it takes them out of the pool before it waits for its tasks
             try:
                 await base_close(self, timeout)
             except asyncio.CancelledError:
@@ -360,6 +361,9 @@ def _make_async(cls: Any) -> type:
                     raise
                 # Not we were cancelled, but the pool's own tasks, with all others of their loop.
             finally:
+                for conn in idle:
+                    if conn._pool is None and not conn.closed:  # else somebody has borrowed it
+                        _cut(conn)
                 self._lifeguard.sweep()
 
         async def _connect(self, timeout: float | None = None) -> Any:
