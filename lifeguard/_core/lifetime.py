@@ -225,6 +225,8 @@ class Lifetime(list["Exit"]):
         except ValueError:
             return  # somebody took it, and so runs it
         self.check()
+        # Not open yet; or the closer looked again in this moment, and missed it by that much.
+        raise ClosedError(f"{self} is {self.state}, and does not take {exit_} now")
 
     def check(self) -> None:
         """Raise unless this still takes exits."""

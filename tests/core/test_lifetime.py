@@ -467,6 +467,21 @@ def test_what_comes_in_between_the_last_look_and_the_end_still_runs(log: Log) ->
     assert lifetime.state is CLOSED
 
 
+def test_what_was_taken_back_is_refused_although_the_closer_looks_again(log: Log) -> None:
+    """A late callback that just missed the closer raises ClosedError: it is not lost in silence."""
+
+    class Staged(Lifetime):
+        def remove(self, exit_: Any) -> None:
+            super().remove(exit_)
+            self.state = CLOSING  # another thread: it saw the exit, and now finds it gone
+
+    lifetime = Staged()
+    lifetime.close()
+    with pytest.raises(ClosedError, match="the staged is closing, and does not take callback"):
+        lifetime.callback(log.append, "late")
+    assert log == []
+
+
 def test_what_comes_after_the_end_is_refused(close: Close, log: Log) -> None:
     """A callback after the close raises ClosedError that says what to do, and is not kept."""
     lifetime = Lifetime()
