@@ -201,7 +201,11 @@ class AsyncPoolAdapter(PoolAdapter):
             if getattr(pool, "_opened", False):
                 self._rewind()
             await self._try_to_aconnect()
-            await pool.open(wait=True, timeout=seconds)
+            try:
+                await pool.open(wait=True, timeout=seconds)
+            except BaseException:  # cancelled half-way: nobody else will close it
+                await shielded(pool.close)
+                raise
         return pool, _CloseAsync(self)
 
     async def _try_to_aconnect(self) -> None:

@@ -107,7 +107,8 @@ class Worker(Lifetime):
             await adrive(self._opening(resources), shield=False)
         except BaseException as exc:
             self.state = OPEN
-            self.failure = exc
+            if isinstance(exc, Exception):  # a cancellation would keep what it hit alive
+                self.failure = exc
             await shielded(self._aclose_failed)
             raise
         self._is_open()
