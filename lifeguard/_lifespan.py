@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from ._core.lifetime import Call, describe
+from ._core.observer import logger
 from ._core.resource import find_adapter
 from ._core.shield import Keeper, shielded
 from .asgi import lifespan_of
@@ -52,6 +53,13 @@ def make_lifespan(
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[Any]:
         worker = await shielded(guard.aacquire, resources)
+        if not guard.has_front_door:
+            logger("worker").warning(
+                "@lifeguard.lifespan opens and closes what %s needs, but its requests are no "
+                "units, so what they borrow is not looked after: wrap the app as well, "
+                "`app = lifeguard.wrap(app)` or `app.add_middleware(lifeguard.asgi.Middleware)`",
+                describe(func),
+            )
         dropped = False
         try:
             keeper = Keeper(lambda keeper: stay(app, keeper), "lifespan")

@@ -63,9 +63,11 @@ class Lifeguard(Guard):
             return wrap_asgi(double_to_single_callable(app), self, opened)  # type: ignore[return-value, no-untyped-call]
         return wrap_asgi(app, self, opened)  # type: ignore[return-value]
 
-    async def aacquire(self, resources: Iterable[Resource[Any]] = ()) -> Worker:
+    async def aacquire(
+        self, resources: Iterable[Resource[Any]] = (), *, hold: bool = True
+    ) -> Worker:
         """Open the worker, or join it. The jobs of the loop's default executor become units."""
-        worker = await super().aacquire(resources)
+        worker = await super().aacquire(resources, hold=hold)
         from .threads import guard_default_executor
 
         guard_default_executor(worker)

@@ -79,6 +79,7 @@ class Middleware:
 
 def wrap_asgi(app: ASGIApp, guard: Guard, resources: list[Resource[Any]]) -> ASGIApp:
     """Guard an ASGI 3 app. The closure is the hot path: see bench/ before you touch it."""
+    guard.has_front_door = True
     key = guard.key
     get_current, set_current = guard.current.get, guard.current.set
     run = _cancelled_with_client(app) if guard.cancel_on_disconnect else app
@@ -264,12 +265,12 @@ class _Life:
         if lifespan.error is not None:
             raise lifespan.error
 
-    async def _stop(self, lifespan: _Lifespan, worker: Worker) -> Message:
+    async def _stop(self, lifespan: _Lifespan, worker: Worker, *, held: bool = True) -> Message:
         if lifespan.started:
             await worker.drain()
         answer = await lifespan.stop()
         try:
-            await self.guard.aleave(worker)
+            await self.guard.aleave(worker, held=held)
         except Exception as exc:
             self.guard.report(worker, exc)
             return {"type": "lifespan.shutdown.failed", "message": explain(exc)}
@@ -295,14 +296,14 @@ class _Life:
 
     async def _start_alone(self, latch: Latch, failures: list[BaseException]) -> None:
         try:
-            worker = await self.guard.aacquire(self.resources)
+            worker = await self.guard.aacquire(self.resources, hold=False)
             lifespan = _Lifespan(self.app, _lifespan_scope())
             try:
                 answer = await lifespan.start()
                 if answer["type"] != "lifespan.startup.complete":
                     raise lifespan.error or RuntimeError(answer.get("message", "startup failed"))
             except BaseException:
-                await self._stop(lifespan, worker)
+                await self._stop(lifespan, worker, held=False)
                 raise
             worker.push(Call(lifespan.stop, awaits=True))  # runs before the resources close
             self.state = lifespan.scope["state"] or None

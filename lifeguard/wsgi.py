@@ -83,6 +83,7 @@ class Middleware:
 
 def wrap_wsgi(app: WSGIApp, guard: Guard, resources: list[Resource[Any]]) -> WSGIApp:
     """Guard a WSGI app. The closure is the hot path: see bench/ before you touch it."""
+    guard.has_front_door = True
     key = guard.key
     current = guard.current
     get_current, set_current = current.get, current.set
@@ -97,7 +98,7 @@ def wrap_wsgi(app: WSGIApp, guard: Guard, resources: list[Resource[Any]]) -> WSG
                 return app(environ, start_response)
             if not worker.serving:
                 try:
-                    worker = guard.acquire(resources)
+                    worker = guard.acquire(resources, hold=False)
                 except Exception as exc:
                     return _refuse(environ, start_response, exc)
         unit = Request()

@@ -99,6 +99,7 @@ class Guard:
         # Where leaks came from, by id, for the hash of a code object is dear.
         self.suspects: dict[int, CodeType] = {}
         self.two_callers = stack == 2  # and no suspects: what the fast path of a borrow asks
+        self.has_front_door = False  # an app is wrapped, so that requests are units
         self._lock = RLock()
         self._worker = Worker(self, awaits=False)  # never opened: "off" is an object too
 
@@ -167,27 +168,29 @@ class Guard:
         """
         return WorkerBlock(self, [self.adopt(obj) for obj in resources])
 
-    def acquire(self, resources: Iterable[Resource[Any]] = ()) -> Worker:
-        """Open the worker, or join the one that is open. One holder more."""
+    def acquire(self, resources: Iterable[Resource[Any]] = (), *, hold: bool = True) -> Worker:
+        """Open the worker, or join the one that is open. One holder more.
+
+        Without *hold* it stays open until its holders have left, or, if there is none, until the
+        end of the process: that is for work that finds no worker open.
+        """
         with self._lock:  # other threads wait here until it is open
             self._drop_dead()
             worker = self._worker
             if worker.state is OPEN or worker.state is OPENING:
-                worker.holders += 1
                 if worker.state is OPEN:
-                    try:
-                        worker.enter_more(unique(resources))
-                    except BaseException:
-                        worker.holders -= 1
-                        raise
+                    worker.enter_more(unique(resources))
+                worker.holders += hold
                 return worker
             self._refuse_while_closing(worker)
             self._worker = worker = Worker(self, awaits=False)
-            worker.holders = 1
+            worker.holders = int(hold)
             worker.open(unique([*self._defined, *resources]))
             return worker
 
-    async def aacquire(self, resources: Iterable[Resource[Any]] = ()) -> Worker:
+    async def aacquire(
+        self, resources: Iterable[Resource[Any]] = (), *, hold: bool = True
+    ) -> Worker:
         """The same where there is an event loop."""
         while True:
             with self._lock:
@@ -195,17 +198,17 @@ class Guard:
                 worker = self._worker
                 if worker.state not in (OPEN, OPENING, CLOSING):
                     self._worker = worker = Worker(self, awaits=True)
-                    worker.holders = 1
+                    worker.holders = int(hold)
                     worker.state = OPENING
                     break
                 state = worker.state
                 if state is OPEN:
-                    worker.holders += 1
+                    worker.holders += hold
             if state is OPEN:
                 try:
                     await worker.aenter_more(unique(resources))
                 except BaseException:
-                    worker.holders -= 1
+                    worker.holders -= hold
                     raise
                 return worker
             if state is OPENING:
@@ -259,9 +262,9 @@ class Guard:
                 return
         worker.close()
 
-    async def aleave(self, worker: Worker) -> None:
+    async def aleave(self, worker: Worker, *, held: bool = True) -> None:
         with self._lock:
-            worker.holders -= 1
+            worker.holders -= held
             if worker.holders > 0:
                 return
         if worker.state is CLOSING:
@@ -310,13 +313,16 @@ class Guard:
         worker = self._worker
         if worker.serving or worker.state is OPENING or worker.state is CLOSING:
             return worker  # also for what the worker's own opening and closing call
-        return self.acquire()  # never left: the end of the process closes it
+        return self.acquire(hold=False)
 
     async def aworker_for_unit(self) -> Worker:
         worker = self._worker
         if worker.serving or worker.state is OPENING or worker.state is CLOSING:
             return worker
-        return await shielded(self.aacquire)
+        return await shielded(self._aacquire_for_unit)
+
+    async def _aacquire_for_unit(self) -> Worker:
+        return await self.aacquire(hold=False)
 
     def callback(self, func: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Call *func* once, when the current unit ends; what was registered last goes first.

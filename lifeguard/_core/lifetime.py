@@ -379,8 +379,9 @@ async def within(seconds: float | None, awaitable: Awaitable[T], what: object) -
 
 def is_async(func: object) -> bool:
     """Whether calling *func* gives something to await, as far as can be seen before the call."""
-    if type(func) is _FUNCTION and not func.__dict__:  # nearly always: nothing to look behind
-        return bool(func.__code__.co_flags & 0x80)  # inspect.CO_COROUTINE
+    if type(func) is _FUNCTION and not func.__dict__:  # nearly always: nothing is behind it
+        code: Any = getattr(func, "__code__")  # noqa: B009  # the checkers disagree about it
+        return bool(code.co_flags & 0x80)  # inspect.CO_COROUTINE
     for _ in range(10):  # partials of bound methods of ...: bounded, for objects that lie
         inner = getattr(func, "__func__", None) or getattr(func, "func", None)
         if inner is None or inner is func:
@@ -399,7 +400,7 @@ def is_async(func: object) -> bool:
     )
 
 
-_FUNCTION = type(is_async)
+_FUNCTION = type(is_async)  # types.FunctionType, without the import
 
 
 def is_awaitable(value: object) -> bool:

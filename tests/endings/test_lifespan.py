@@ -1118,6 +1118,8 @@ def test_lifespan_decorator_where_shutdown_never_comes() -> None:
                 await send({"type": "lifespan.startup.complete"})
                 await receive()
 
+        lifeguard.wrap(app)  # or it would say that requests are no units
+
         async def main():
             started = asyncio.Event()
             async def receive():
@@ -1211,3 +1213,25 @@ def test_lifespan_decorator_refuses_what_it_cannot_use(what: str) -> None:
     }[what]
     with pytest.raises(TypeError, match=r"@lifeguard\.lifespan cannot use"):
         make_guard(Log()).lifespan(given)
+
+
+def test_a_lifespan_without_a_wrapped_app_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """Requests are no units then: it is said at start, with what to do."""
+    guard = lifeguard.Lifeguard()
+
+    @guard.lifespan
+    async def lifespan(app: Any) -> Any:
+        yield {}
+
+    async def main() -> None:
+        async with lifespan(None):
+            pass
+
+    anyio.run(main)
+    assert "requests are no units" in caplog.text
+    assert "lifeguard.wrap(app)" in caplog.text
+
+    caplog.clear()
+    guard.wrap(LifespanApp(Log()))
+    anyio.run(main)
+    assert caplog.text == ""
