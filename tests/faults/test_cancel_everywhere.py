@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
@@ -195,6 +196,49 @@ def test_cancelled_at_every_await(
             assert number > 3  # it was really cancelled in several places
 
     run(loop, main)
+    assert pg.wait_count(0, prefix=appname) == 0
+
+
+@pytest.mark.filterwarnings("ignore::lifeguard.LeakWarning")
+@pytest.mark.parametrize("flavour", ["task.cancel", "task.cancel twice", "anyio scope"])
+@pytest.mark.parametrize("cls", ["AsyncConnectionPool", "AsyncNullConnectionPool"])
+def test_a_crowd_that_is_cancelled_anywhere(
+    cls: str, flavour: str, pg: Postgres, dsn: str, appname: str
+) -> None:
+    """Three hundred requests, eight at a time on two connections, so that they wait for the pool
+    and for its lock, each cancelled at some await: no place is lost."""
+    with pg.connect() as setup:
+        setup.execute("CREATE TABLE IF NOT EXISTS cancelled (x int)")
+    guard = lifeguard.Lifeguard(handle_sigterm=False, grace=10)
+    log: list[str] = []
+    chance = random.Random(7)
+    ways = ("in_a_block", "by_hand", "forgetful", "by_hand_and_released")
+
+    async def main() -> None:
+        sizes = {} if "Null" in cls else {"min_size": 1}
+        pool = getattr(psycopg_pool, cls)(dsn, open=False, max_size=MAX, timeout=5, **sizes)
+        work = Work(guard, pool, log)
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            work.register()
+            await getattr(work, scope["path"])()
+
+        served = guard.wrap(http_only(app), resources=[pool])
+        async with guard.worker(resources=[pool]):
+            places = asyncio.Semaphore(8)
+
+            async def request() -> None:
+                async with places:
+                    one = served(scope(path=chance.choice(ways)), None, None)
+                    await Canceller(flavour).run(one, chance.randrange(1, 12))
+
+            await asyncio.gather(*(request() for _ in range(300)))
+            assert guard._worker.running() == []
+            assert await has_all_its_places(pool), pool.get_stats()
+
+    run("asyncio", main)
+    assert sorted(log) == sorted(["sync callback", "async callback"] * (len(log) // 2))
+    assert len(log) > 300  # most of them got as far as registering
     assert pg.wait_count(0, prefix=appname) == 0
 
 
