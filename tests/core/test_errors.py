@@ -234,3 +234,9 @@ def test_no_part_of_a_password_is_left_in_an_explanation(secret: str) -> None:
     assert text.startswith("ConnectionError: host=db.example password=")
     assert "Xq7" not in text
     assert "Zj9" not in text
+
+
+def test_white_space_that_ends_no_password_is_folded_after_it_is_gone() -> None:
+    """libpq knows ASCII white space only: a no-break space is a part of the password."""
+    text = explain(ConnectionError("host=db password=Xq7\u00a0Zj9\nport=1"))
+    assert text == "ConnectionError: host=db password=*** port=1"

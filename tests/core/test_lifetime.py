@@ -119,6 +119,41 @@ def test_sixteen_racing_closers_run_every_exit_exactly_once() -> None:
             assert len({ident for _, ident in log}) == 1
 
 
+def test_two_closers_that_look_at_the_same_time_cannot_both_win() -> None:
+    """Looking and moving is one step: while one closer is between the two, the other waits."""
+    first_has_looked, second_has_looked = threading.Event(), threading.Event()
+    first: list[int] = []
+
+    class Staged(Teetering):
+        @property
+        def state(self) -> Any:  # type: ignore[override]
+            state = self.__dict__["state"]
+            if threading.get_ident() in first:
+                first_has_looked.set()
+                second_has_looked.wait(0.2)  # in vain: the other one must not get here
+            elif first_has_looked.is_set():
+                second_has_looked.set()
+            return state
+
+        @state.setter
+        def state(self, state: Any) -> None:
+            self.__dict__["state"] = state
+
+    lifetime = Staged()
+    won: list[bool] = []
+
+    def go_first() -> None:
+        first.append(threading.get_ident())
+        won.append(lifetime._claim())
+
+    def go_second() -> None:
+        assert first_has_looked.wait(10)
+        won.append(lifetime._claim())
+
+    assert race([go_first, go_second]) == []
+    assert sorted(won) == [False, True]
+
+
 def test_racing_registrations_run_once_or_are_refused() -> None:
     """A callback that races with the close runs once or raises ClosedError."""
     with switching_often():
