@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -69,11 +70,17 @@ class PoolAdapter(Adapter):
         self.obj._lifeguard = self
         self.obj._lifeguard_unit = guard.current.get
         self.obj.__class__ = _tracked(type(pool))
+        self.made: weakref.WeakSet[Any] = weakref.WeakSet()  # connections in the pool and out
         for conn in getattr(self.obj, "_pool", ()):
-            conn._lifeguard = Borrow(self, conn)
-        fork.watch(guard)
+            self.note(conn)
+        fork.watch(self)  # not by the guard: a pool that was yielded is known to nobody else
         if not self.obj.closed:  # a program that never opens a worker still ends
             ends.register(self)
+
+    def note(self, conn: Any) -> None:
+        """*conn* is new in the pool."""
+        conn._lifeguard = Borrow(self, conn)
+        self.made.add(conn)
 
     def end(self) -> None:
         """The process ends. A sync pool that is not closed delays that by 20 s (psycopg#954)."""
@@ -148,6 +155,10 @@ class PoolAdapter(Adapter):
 
     # -- fork ----------------------------------------------------------------------------------
 
+    def after_fork(self) -> None:
+        """Called in a forked child before anything else."""
+        self.forget()
+
     def forget(self) -> None:
         """In a forked child: cut the sockets off here, leave the parent's alone, start anew."""
         if self.pid == os.getpid():
@@ -155,9 +166,12 @@ class PoolAdapter(Adapter):
         pool: Any = self.obj
         try:
             was_open = not pool.closed
-            for conn in list(pool._pool):
+            made = {*self.made, *pool._pool}
+            for conn in made:
                 _sever(conn)
-            fork.keep((list(pool._pool), list(pool._workers), pool._sched_runner, pool._waiting))
+                conn._lifeguard.unit = _TAKEN_BACK  # whoever still has it out may return it
+            self.made = weakref.WeakSet()
+            fork.keep((made, list(pool._workers), pool._sched_runner, pool._waiting))
             fork.keep((getattr(pool, "_tasks", None), getattr(pool, "_sched", None)))
             self._rewind()
         except AttributeError:
@@ -312,7 +326,7 @@ def _make_sync(cls: Any) -> type:
 
         def _connect(self, timeout: float | None = None) -> Any:
             conn = base_connect(self, timeout)
-            conn._lifeguard = Borrow(self._lifeguard, conn)
+            self._lifeguard.note(conn)
             return conn
 
     Tracked.__name__ = cls.__name__
@@ -372,7 +386,7 @@ def _make_async(cls: Any) -> type:
 
         async def _connect(self, timeout: float | None = None) -> Any:
             conn = await base_connect(self, timeout)
-            conn._lifeguard = Borrow(self._lifeguard, conn)
+            self._lifeguard.note(conn)
             return conn
 
     Tracked.__name__ = cls.__name__
@@ -416,7 +430,8 @@ def _lend(adapter: PoolAdapter, unit: Unit, conn: Any) -> None:
     try:
         borrow: Borrow = conn._lifeguard
     except AttributeError:
-        borrow = conn._lifeguard = Borrow(adapter, conn)
+        adapter.note(conn)
+        borrow = conn._lifeguard
     guard = adapter.guard
     frame: Any = _frame(2)
     code = frame.f_code
