@@ -363,9 +363,8 @@ def test_context_variables_are_those_of_the_thread_or_of_the_submitter(guard: Li
     """As in the standard library by default; with propagate_context as in asyncio.to_thread."""
     user: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobody")
     user.set("somebody")
-    context = contextvars.Context()  # of threads on builds that would inherit ours
-    with context.run(Executor, 1, guard=guard) as executor:
-        assert context.run(executor.submit, user.get).result(10) == "nobody"
+    with Executor(1, guard=guard) as executor:
+        assert executor.submit(user.get).result(10) == "nobody"
     with Executor(1, guard=guard, propagate_context=True) as executor:
         assert executor.submit(user.get).result(10) == "somebody"
 
@@ -460,7 +459,9 @@ def test_an_executor_that_somebody_else_made_can_be_guarded(guard: Lifeguard, lo
     """Its jobs are units while the worker is open; twice guarded is once guarded."""
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
         guard_executor(guard, executor)
+        once = executor.submit
         guard_executor(guard, executor)
+        assert executor.submit is once
         with pytest.raises(NotOpenError):
             executor.submit(guard.callback, log.append, "never").result(10)
         with guard.worker():

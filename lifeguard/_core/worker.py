@@ -91,7 +91,6 @@ class Worker(Lifetime):
         try:
             drive(self._opening(resources))
         except BaseException as exc:
-            self.state = OPEN
             self.failure = exc
             self._close_failed()
             raise
@@ -106,7 +105,6 @@ class Worker(Lifetime):
             await self._notice_end_of_loop()
             await adrive(self._opening(resources), shield=False)
         except BaseException as exc:
-            self.state = OPEN
             if isinstance(exc, Exception):  # a cancellation would keep what it hit alive
                 self.failure = exc
             await shielded(self._aclose_failed)
@@ -167,6 +165,7 @@ class Worker(Lifetime):
         tell(self.guard.observers, "worker_opened", self)
 
     def _close_failed(self) -> None:
+        self.state = OPEN  # not before: nobody may join it now
         try:
             self.close()
         except BaseException as exc:
@@ -174,6 +173,7 @@ class Worker(Lifetime):
         self.opened.set()
 
     async def _aclose_failed(self) -> None:
+        self.state = OPEN
         try:
             await self.aclose()
         except BaseException as exc:

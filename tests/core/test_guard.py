@@ -93,9 +93,10 @@ def test_a_holder_whose_resources_fail_to_open_holds_nothing(
             ):
                 log.append("never")
             log.append("work")
+        log.append("left")
 
     run(backend, main)
-    assert log == ["open db", "enter a", "enter b", "work", "close db"]
+    assert log == ["open db", "enter a", "enter b", "work", "close db", "left"]
 
 
 def test_a_holder_may_leave_from_another_thread(guard: Lifeguard, log: Log) -> None:

@@ -720,6 +720,34 @@ def test_a_task_that_waits_for_an_opening_is_not_cancelled_with_it(
     assert log == ["open", "open", "waiter is in", "close"]
 
 
+def test_a_worker_that_failed_to_open_never_looks_open(
+    backend: str, guard: Lifeguard, log: Log
+) -> None:
+    """Nobody can join it between its failure and its end: whoever looks sees it opening or not."""
+    adefine(guard, log, "first")
+    failing(guard, log)
+    seen: list[str] = []
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+
+            async def look() -> None:
+                while True:
+                    seen.append(guard._worker.state.name)
+                    await anyio.lowlevel.checkpoint()
+
+            group.start_soon(look)
+            with pytest.raises(ConnectionRefusedError):
+                async with guard.worker():
+                    log.append("never")
+            group.cancel_scope.cancel()
+
+    run(backend, main)
+    assert log == ["open first", "open broken", "close first"]
+    assert "opening" in seen
+    assert "open" not in seen
+
+
 def test_a_closing_worker_takes_no_new_sync_holder(guard: Lifeguard, log: Log) -> None:
     """Where a wait could deadlock, a sync holder is refused with ClosedError."""
 
