@@ -89,7 +89,7 @@ class Worker(Lifetime):
         """Open *resources* in order. If one fails, close those before it and raise."""
         self.state = OPENING
         try:
-            drive(self._opening(resources))
+            drive(self._opening(resources, awaits=False))
         except BaseException as exc:
             self.failure = exc
             self._close_failed()
@@ -103,7 +103,7 @@ class Worker(Lifetime):
         self.loop = running_loop()
         try:
             await self._notice_end_of_loop()
-            await adrive(self._opening(resources), shield=False)
+            await adrive(self._opening(resources, awaits=True), shield=False)
         except BaseException as exc:
             if isinstance(exc, Exception):  # a cancellation would keep what it hit alive
                 self.failure = exc
@@ -113,20 +113,20 @@ class Worker(Lifetime):
 
     def enter_more(self, resources: Iterable[Resource[Any]]) -> None:
         """Open what is not open yet: another app has come into the same worker."""
-        drive(self._opening(resources))
+        drive(self._opening(resources, awaits=False))
 
     async def aenter_more(self, resources: Iterable[Resource[Any]]) -> None:
         if not self.awaits:  # opened by a thread; from now on it has a loop as well
             self.awaits = True
             self.loop = running_loop()
             await self._notice_end_of_loop()
-        await adrive(self._opening(resources), shield=False)
+        await adrive(self._opening(resources, awaits=True), shield=False)
 
-    def _opening(self, resources: Iterable[Resource[Any]]) -> Plan[None]:
+    def _opening(self, resources: Iterable[Resource[Any]], *, awaits: bool) -> Plan[None]:
         for resource in resources:
             if resource in self.values:
                 continue
-            if resource.awaits and not self.awaits:
+            if resource.awaits and not awaits:
                 from .resource import USE_ASYNC_WORKER
 
                 raise TypeError(f"{resource} is async: {USE_ASYNC_WORKER}")

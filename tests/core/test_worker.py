@@ -20,7 +20,7 @@ import lifeguard
 from lifeguard import ClosedError, CloseErrors, Lifeguard, NotOpenError
 from lifeguard._core.clock import now
 from lifeguard._core.lifetime import CLOSED, CLOSING, OPENING
-from tests.core.helpers import Log, SyncDoor, adefine, define, race, run, told
+from tests.core.helpers import AsyncDoor, Log, SyncDoor, adefine, define, race, run, told
 
 Make = Callable[..., Lifeguard]
 
@@ -537,6 +537,23 @@ def test_a_second_holder_may_bring_more_resources(guard: Lifeguard, log: Log) ->
         "exit brought",
         "close declared",
     ]
+
+
+def test_a_sync_holder_of_an_async_worker_brings_no_async_resources(
+    backend: str, guard: Lifeguard, log: Log
+) -> None:
+    """It could not await the opening: the same TypeError as without the worker around it."""
+
+    async def main() -> None:
+        async with guard.worker():
+            for brought in (AsyncDoor(log, "door"), adefine(guard, log, "declared")):
+                with pytest.raises(TypeError, match=r"resource .* is async: .*`async with lifeg"):
+                    with guard.worker(resources=[brought]):
+                        log.append("never")
+            log.append("work")
+
+    run(backend, main)
+    assert log == ["work"]
 
 
 def test_threads_that_open_at_once_open_once(guard: Lifeguard, log: Log) -> None:
