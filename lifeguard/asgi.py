@@ -445,81 +445,103 @@ async def _answer(scope: Scope, send: Send, status: int, code: int, why: str) ->
 class _Client:
     """Reads ahead of the app, so that a disconnect is noticed while the app does something else."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, send: Send, cancel: Callable[[], object]) -> None:
         import anyio
 
         self._receive = receive
+        self._send = send
+        self._cancel = cancel
+        self._event = anyio.Event
+        self._scope = anyio.CancelScope()  # of the task that watches
         self._messages: list[Message] = []
         self._arrived = anyio.Event()
         self._wanted = anyio.Event()
-        self._new_event = anyio.Event
-        self.gone = False
-        self.error: BaseException | None = None
+        self._error: Exception | None = None
+        self._served = False
+        self.left = False  #: whether the app was cancelled because of it
+        spawn(self._watch)
 
-    async def watch(self, cancel: Callable[[], object]) -> None:
-        while True:
-            message = await self._receive()
-            self._messages.append(message)
-            self._arrived.set()
-            if message["type"] == "http.disconnect":
-                self.gone = True
-                cancel()
+    def end(self) -> None:
+        """The app has ended: nobody is interested any more."""
+        self._scope.cancel()
+
+    async def _watch(self) -> None:
+        with self._scope:
+            try:
+                while True:
+                    message = await self._receive()
+                    self._messages.append(message)
+                    self._wanted = self._event()
+                    self._arrived.set()
+                    if message["type"] == "http.disconnect":
+                        break
+                    if message.get("more_body", False):  # an upload is read at the app's own pace
+                        await self._wanted.wait()
+            except Exception as exc:  # the app gets it when it asks
+                self._error = exc
+                self._arrived.set()
                 return
-            if message.get("more_body", False):  # an upload is read at the app's own pace
-                await self._wanted.wait()
-                self._wanted = self._new_event()
+            if not self._served:  # else the client got all it wanted, and servers say so like this
+                self.left = True
+                self._cancel()
 
     async def receive(self) -> Message:
+        """The app's ``receive``."""
         while not self._messages:
+            if self._error is not None:
+                raise self._error
             self._wanted.set()
             await self._arrived.wait()
-            self._arrived = self._new_event()
         message = self._messages[0]
         if message["type"] != "http.disconnect":  # that one is true for ever
             self._messages.pop(0)
+            if not self._messages and self._error is None:
+                self._arrived = self._event()
         return message
 
-    async def run(self, app: ASGIApp, scope: Scope, send: Send) -> None:
-        try:
-            await app(scope, self.receive, send)
-        except Exception as exc:  # raised outside of the task group, which would wrap it
-            self.error = exc
+    async def send(self, message: Message) -> None:
+        """The app's ``send``, which passes on what it gets, and sees the end of the response."""
+        kind = message["type"]
+        if kind == "http.response.body":
+            self._served = not message.get("more_body", False)
+        elif kind == "http.response.pathsend":
+            self._served = True
+        await self._send(message)
 
 
 def _cancelled_with_client(app: ASGIApp) -> ASGIApp:
-    """Cancel the app when its HTTP client is gone.
+    """Cancel the app when its HTTP client leaves before it got the whole response.
 
-    The server's ``receive`` is read ahead by at most one message, and only once the request body
-    is complete, so that an upload is still read at the app's own pace.
+    The server's ``receive`` is read ahead by one message at most.
     """
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        client = _Client(receive)
         task = current_task()
         if task is None:
             import anyio
 
-            async with anyio.create_task_group() as group:
-                group.start_soon(client.watch, group.cancel_scope.cancel)
-                await client.run(app, scope, send)
-                group.cancel_scope.cancel()
-            if client.error is not None:
-                raise client.error
+            with anyio.CancelScope() as here:  # swallows its own cancellation only
+                client = _Client(receive, send, here.cancel)
+                try:
+                    await app(scope, client.receive, client.send)
+                finally:
+                    client.end()
             return
-        loop = running_loop()
-        assert loop is not None
-        watcher = loop.create_task(client.watch(task.cancel))
+        client = _Client(receive, send, task.cancel)
         try:
-            await app(scope, client.receive, send)
+            await app(scope, client.receive, client.send)
         except BaseException as exc:
-            if client.gone and type(exc).__name__ == "CancelledError":
-                task.uncancel()  # it was ours, and it has done what it was for
+            ours = client.left and task.uncancel() == 0  # and not the server's as well
+            if ours and type(exc).__name__ == "CancelledError":
                 return
             raise
+        else:
+            if client.left:
+                task.uncancel()  # the app has swallowed it
         finally:
-            watcher.cancel()
+            client.end()
 
     return run
