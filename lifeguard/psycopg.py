@@ -105,15 +105,16 @@ class PoolAdapter(Adapter):
         if pool.closed:
             if getattr(pool, "_opened", False):  # an earlier worker of this process had it
                 self._rewind()
-            self._try_to_connect()
+            self._try_to_connect(seconds)
             pool.open(wait=True, timeout=seconds)
         return pool, Call(self._close, awaits=False)
 
-    def _try_to_connect(self) -> None:
+    def _try_to_connect(self, seconds: float) -> None:
         """Fail now and say why. The pool would retry in the background and hide the cause."""
         pool: ConnectionPool[Any] = self.obj
         try:
-            pool.connection_class.connect(_value(pool.conninfo), **_value(pool.kwargs)).close()
+            conninfo, kwargs = _value(pool.conninfo), _value(pool.kwargs)
+            pool.connection_class.connect(conninfo, **_patient(conninfo, kwargs, seconds)).close()
         except Exception as exc:
             exc.add_note(f"pool {self.name!r} connects to {_host(pool)}")
             raise
@@ -214,7 +215,7 @@ class AsyncPoolAdapter(PoolAdapter):
         if pool.closed:
             if getattr(pool, "_opened", False):
                 self._rewind()
-            await self._try_to_aconnect()
+            await self._try_to_aconnect(seconds)
             try:
                 await pool.open(wait=True, timeout=seconds)
             except BaseException:  # cancelled half-way: nobody else will close it
@@ -222,11 +223,12 @@ class AsyncPoolAdapter(PoolAdapter):
                 raise
         return pool, _CloseAsync(self)
 
-    async def _try_to_aconnect(self) -> None:
+    async def _try_to_aconnect(self, seconds: float) -> None:
         pool: AsyncConnectionPool[Any] = self.obj
         try:
+            conninfo, kwargs = await _avalue(pool.conninfo), await _avalue(pool.kwargs)
             conn = await pool.connection_class.connect(
-                await _avalue(pool.conninfo), **await _avalue(pool.kwargs)
+                conninfo, **_patient(conninfo, kwargs, seconds)
             )
         except Exception as exc:
             exc.add_note(f"pool {self.name!r} connects to {_host(pool)}")
@@ -541,17 +543,29 @@ async def _avalue(setting: Any) -> Any:
     return setting or {} if not isinstance(setting, str) else setting
 
 
+def _patient(conninfo: Any, kwargs: Any, seconds: float) -> dict[str, Any]:
+    """*kwargs* with a limit of *seconds* for a server that never answers, unless one is set."""
+    from psycopg.conninfo import conninfo_to_dict
+
+    kwargs = kwargs or {}
+    if "connect_timeout" in kwargs or "connect_timeout" in conninfo_to_dict(conninfo or ""):
+        return dict(kwargs)
+    return {**kwargs, "connect_timeout": max(2, round(seconds))}  # libpq knows no less than 2
+
+
 def _host(pool: Any) -> str:
     """Where a pool connects to, without secrets."""
     if callable(pool.conninfo):
         return "an address made by a function"
     from psycopg.conninfo import conninfo_to_dict
 
+    shown = ("host", "hostaddr", "port", "dbname", "user")
     try:
-        known = conninfo_to_dict(pool.conninfo, **(pool.kwargs or {}))
+        known = conninfo_to_dict(pool.conninfo)
     except Exception:
         return "an address that cannot be read"
-    shown = ("host", "hostaddr", "port", "dbname", "user")
+    if isinstance(pool.kwargs, dict):  # among settings that are none of libpq's
+        known.update({key: pool.kwargs[key] for key in shown if key in pool.kwargs})
     parts = [f"{key}={known[key]}" for key in shown if known.get(key)]
     return " ".join(parts) or "the default address of libpq"
 

@@ -17,7 +17,8 @@ class TestConnectionPool(PoolContract):
 
     def make(self, dsn: str, max_size: int) -> Any:
         sizes = {"min_size": 1} if self.keeps else {}
-        return self.cls(dsn, open=False, max_size=max_size, timeout=1, **sizes)
+        kwargs = {"autocommit": False}  # not a setting of libpq
+        return self.cls(dsn, kwargs=kwargs, open=False, max_size=max_size, timeout=1, **sizes)
 
     async def open(self, pool: Any) -> None:
         pool.open(wait=True)
