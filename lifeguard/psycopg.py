@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ import psycopg_pool
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from ._core import ends, fork
+from ._core.clock import now
 from ._core.errors import WrongProcessError, explain
 from ._core.lifetime import CLOSED, OPEN, Call
 from ._core.observer import logger
@@ -67,11 +69,11 @@ class PoolAdapter(Adapter):
         self.pid = os.getpid()
         connection = getattr(type(pool).connection, "__wrapped__", None)  # a context manager's
         self.plumbing: CodeType | None = getattr(connection, "__code__", None)
+        self.made: weakref.WeakSet[Any] = weakref.WeakSet()  # connections in the pool and out
         self.obj._lifeguard = self
         self.obj._lifeguard_unit = guard.current.get
-        self.obj.__class__ = _tracked(type(pool))
-        self.made: weakref.WeakSet[Any] = weakref.WeakSet()  # connections in the pool and out
-        for conn in getattr(self.obj, "_pool", ()):
+        self.obj.__class__ = _tracked(type(pool))  # from here on the pool's own threads are in it
+        for conn in list(getattr(self.obj, "_pool", ())):
             self.note(conn)
         fork.watch(self)  # not by the guard: a pool that was yielded is known to nobody else
         if not self.obj.closed:  # a program that never opens a worker still ends
@@ -79,7 +81,7 @@ class PoolAdapter(Adapter):
 
     def note(self, conn: Any) -> None:
         """*conn* is new in the pool."""
-        conn._lifeguard = Borrow(self, conn)
+        conn._lifeguard = Borrow(self, None)  # it knows its thing while that is out: no cycle
         self.made.add(conn)
 
     def end(self) -> None:
@@ -150,11 +152,35 @@ class PoolAdapter(Adapter):
             return False
         borrow: Borrow = conn._lifeguard
         borrow.unit = _TAKEN_BACK
+        borrow.thing = None
         _cut(conn)
         conn._pool = self.obj
         return True
 
     # -- fork ----------------------------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        """Let the pool's threads finish connecting, for a second at most.
+
+        libpq and what is below it take locks while they connect. A child that is forked in the
+        middle of that inherits them taken, and hangs at its own first connect. (A pool that is
+        opened at import and forked a moment later is in the middle of it.)
+        """
+        deadline = now() + 1.0
+        while self._is_connecting() and now() < deadline:
+            time.sleep(0.001)
+
+    def _is_connecting(self) -> bool:
+        if self.is_async or self.pid != os.getpid():
+            return False
+        running = sys._current_frames()  # with the GIL held, until after the fork
+        for thread in getattr(self.obj, "_workers", ()):
+            frame = running.get(getattr(thread, "ident", 0))
+            while frame is not None:
+                if frame.f_code.co_name == "_connect":
+                    return True
+                frame = frame.f_back
+        return False
 
     def after_fork(self) -> None:
         """Called in a forked child before anything else."""
@@ -170,7 +196,9 @@ class PoolAdapter(Adapter):
             made = {*self.made, *pool._pool}
             for conn in made:
                 _sever(conn)
-                conn._lifeguard.unit = _TAKEN_BACK  # whoever still has it out may return it
+                borrow = getattr(conn, "_lifeguard", None)  # none: made while the pool was adopted
+                if borrow is not None:
+                    borrow.unit = _TAKEN_BACK  # whoever still has it out may return it
             self.made = weakref.WeakSet()
             fork.keep((made, list(pool._workers), pool._sched_runner, pool._waiting))
             fork.keep((getattr(pool, "_tasks", None), getattr(pool, "_sched", None)))
@@ -324,6 +352,7 @@ def _make_sync(cls: Any) -> type:
                     unit.remove(borrow)
                 except ValueError:  # taken back before, or just now: it is the unit's
                     return
+                borrow.thing = None
             base_putconn(self, conn)
 
         def _connect(self, timeout: float | None = None) -> Any:
@@ -362,6 +391,7 @@ def _make_async(cls: Any) -> type:
                     unit.remove(borrow)
                 except ValueError:  # taken back before, or just now: it is the unit's
                     return
+                borrow.thing = None
                 if self._lock.locked() or self._waiting:
                     # A cancellation while it waits, for the lock or for the lock of somebody who
                     # waits for a connection, would lose the place for good.
@@ -458,6 +488,7 @@ def _lend(adapter: PoolAdapter, unit: Unit, conn: Any) -> None:
         if outlived is None:
             return
         unit = outlived
+    borrow.thing = conn
     borrow.unit = unit
     unit.append(borrow)
 

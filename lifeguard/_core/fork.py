@@ -33,7 +33,7 @@ def watch(owner: Inheritable) -> None:
     if not _registered:
         _registered = True
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_after_in_child)
+            os.register_at_fork(before=_before, after_in_child=_after_in_child)
     _owners.add(owner)
 
 
@@ -51,8 +51,21 @@ def in_child(hook: Callable[[], None]) -> Callable[[], None]:
     return hook
 
 
+def _before() -> None:
+    """Give every owner that cares a chance to be in a state that can be forked."""
+    for owner in list(_owners):
+        prepare = getattr(owner, "before_fork", None)
+        if prepare is not None:
+            prepare()
+
+
 def _after_in_child() -> None:
     for hook in _hooks:
         hook()
     for owner in list(_owners):
-        owner.after_fork()
+        try:
+            owner.after_fork()
+        except Exception:  # the others have to be told all the same
+            import logging
+
+            logging.getLogger("lifeguard.worker").exception("%r could not forget", owner)

@@ -243,10 +243,10 @@ class Guard:
         """
         unit = self._current("arelease()")
         for out in unit.borrows():
+            self._released(unit, out)  # first: cancelled from here on, it is no leak
             result = out.lender.take_back(out.thing, out.awaits)
             if out.awaits:
                 await shielded(_identity, result)
-            self._released(unit, out)
 
     def _released(self, unit: Unit, out: Borrow) -> None:
         try:
@@ -307,7 +307,7 @@ class Guard:
                 lifeguard.callback(audit.flush)
                 ...
         """
-        return UnitBlock(self, name or caller())
+        return UnitBlock(self, f"{name} ({caller()})" if name else caller())
 
     def worker_for_unit(self) -> Worker:
         worker = self._worker

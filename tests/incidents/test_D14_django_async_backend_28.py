@@ -40,7 +40,7 @@ class Shop:
 
 
 def test_incident_D14(dsn: str) -> None:
-    """Bare, a request cancelled while it gives back costs a place for good. Guarded, it does not."""
+    """Bare, a request cancelled while it gives back costs a place for good. Guarded, none."""
     assert not asyncio.run(cancelled_give_back(dsn, guarded=False, timeout=0.5))
     assert asyncio.run(cancelled_give_back(dsn, guarded=True, timeout=15))
 
