@@ -307,7 +307,7 @@ class Guard:
                 lifeguard.callback(audit.flush)
                 ...
         """
-        return UnitBlock(self, f"{name} ({caller()})" if name else caller())
+        return UnitBlock(self, name or "", caller())
 
     def worker_for_unit(self) -> Worker:
         worker = self._worker

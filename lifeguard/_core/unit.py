@@ -149,6 +149,11 @@ class Unit(Lifetime):
         return self.source if isinstance(self.source, str) else describe(self.source)
 
     @property
+    def place(self) -> str:
+        """Where it began, as far as the name does not say so."""
+        return ""
+
+    @property
     def age(self) -> float:
         """Seconds since it began."""
         return max(0.0, now() - self.started)
@@ -277,6 +282,20 @@ class Unit(Lifetime):
             )
 
 
+class NamedUnit(Unit):
+    """A unit whose name says nothing of where it began."""
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        return str(self.source[0])
+
+    @property
+    def place(self) -> str:
+        return str(self.source[1])
+
+
 class UnitBlock:
     """A unit for a ``with`` or ``async with`` block. See :meth:`lifeguard.unit`.
 
@@ -284,11 +303,12 @@ class UnitBlock:
     it did, its exception comes out unchanged and they are logged.
     """
 
-    __slots__ = ("_guard", "_name", "_token", "_unit")
+    __slots__ = ("_guard", "_name", "_place", "_token", "_unit")
 
-    def __init__(self, guard: Guard, name: str) -> None:
+    def __init__(self, guard: Guard, name: str, place: str) -> None:
         self._guard = guard
         self._name = name
+        self._place = place
         self._unit: Unit | None = None
 
     def __enter__(self) -> Unit:
@@ -326,9 +346,9 @@ class UnitBlock:
             )
 
     def _begin(self, worker: Worker, *, awaits: bool) -> Unit:
-        self._unit = unit = Unit()
+        self._unit = unit = NamedUnit() if self._name else Unit()
         unit.awaits = awaits
-        unit.source = self._name
+        unit.source = (self._name, self._place) if self._name else self._place
         unit.worker = worker
         unit.started = now()
         unit.state = OPEN

@@ -191,6 +191,28 @@ def test_a_sync_worker_names_the_units_it_gives_up_on(
     assert_named(caplog, __file__)
 
 
+def test_a_named_unit_is_given_up_on_with_its_place(
+    make_guard: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A name says nothing of where the unit began, so the log does."""
+    guard = make_guard(grace=0.01)
+    inside, finish = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with guard.unit("import"):
+            guard.callback(str)
+            inside.set()
+            assert finish.wait(10)
+
+    with guard.worker():
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert inside.wait(10)
+    finish.set()
+    thread.join(10)
+    assert re.search(rf"unit 'import' .* began at {re.escape(__file__)}:\d+", caplog.text)
+
+
 def test_an_async_worker_names_the_units_it_gives_up_on(
     backend: str, make_guard: Make, log: Log, caplog: pytest.LogCaptureFixture
 ) -> None:
