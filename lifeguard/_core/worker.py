@@ -373,11 +373,12 @@ class _WaitForUnits:
             self.worker.given_up.add(unit)
             age = unit.age
             logger("worker").warning(
-                "%s closes although %s is still running, %.1f s after it began: it was given "
+                "%s closes although %s is still running, %.1f s after it began%s: it was given "
                 "%g s to end (grace). What it uses is closed now.",
                 self.worker,
                 str(unit),  # now: it forgets its name with its end
                 age,
+                f" at {unit.place}" if unit.place else "",
                 self.worker.guard.grace,
                 extra={"lifeguard_unit": unit.name, "lifeguard_age": age},
             )
