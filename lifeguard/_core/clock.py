@@ -1,4 +1,4 @@
-"""Where the time comes from. One place, so that tests can hand in another."""
+"""Where the time comes from: one name, in one place."""
 
 from __future__ import annotations
 
