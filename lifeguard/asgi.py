@@ -204,11 +204,14 @@ class _Life:
         finally:
             if current.get() is unit:  # not so where a dropped coroutine ends in another context
                 current.set(outer)
-            if isinstance(error, GeneratorExit):
-                unit.drop()
-            else:
-                await unit.aconclude(error)
-            unit.source = None
+            try:
+                if isinstance(error, GeneratorExit):
+                    unit.drop()
+                else:
+                    await unit.aconclude(error)
+            finally:
+                unit.source = None
+                error = None  # or it would live in a cycle with this frame, and all it came through
 
     def _serve_in(self, worker: Worker) -> None:
         self.worker = worker

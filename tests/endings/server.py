@@ -153,7 +153,9 @@ def in_unit(guard: lifeguard.Lifeguard) -> str:
         guard.callback(int)
     except (lifeguard.NotOpenError, lifeguard.ClosedError):
         return "in no unit"
-    return f"in {guard.current.get()}"
+    unit = guard.current.get()
+    assert unit is not None
+    return f"in unit {unit.name.partition(' (')[0]!r}"  # without its place in the code
 
 
 def http_only(app: App) -> App:
@@ -186,6 +188,7 @@ class Play:
         self.raised: BaseException | None = None
         self.outcome: BaseException | None = None
         self.scope: dict[str, Any] = scope()
+        self.outer: lifeguard.Unit | None = None
 
     # -- the app's side ------------------------------------------------------------------------
 
@@ -256,7 +259,7 @@ class Play:
         self.log(f"server: {how}, {in_unit(self.guard)}, open units {self.open_units()}")
 
     def open_units(self) -> int:
-        return len(self.guard._worker.running())
+        return len([unit for unit in self.guard._worker.running() if unit is not self.outer])
 
     @contextlib.asynccontextmanager
     async def serving(self, app: App) -> AsyncIterator[App]:

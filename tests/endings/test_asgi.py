@@ -8,6 +8,7 @@ nothing of the app's own course has changed, and the clean-up is complete when t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import logging
@@ -501,6 +502,41 @@ def test_every_ending(name: str, failing: str, backend: str, unit_errors: Any) -
     assert frames(guarded.outcome) == frames(bare.outcome)
     assert chain(guarded.outcome) == chain(bare.outcome)
     assert unit_errors() == guarded.reports.errors
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ENDINGS)
+def test_every_ending_inside_of_a_unit(name: str, backend: str) -> None:
+    """The same for a request that is made inside of another unit, as test clients and sub-requests
+    do: it has a unit of its own, and the outer one is current again after it."""
+    plays = []
+    for guarded in (False, True):
+
+        async def script(guarded: bool = guarded) -> Play:
+            play = Play(guarded=guarded)
+            if not guarded:
+                await ENDINGS[name](play)
+                return play
+            async with play.guard.unit("outer") as play.outer:
+                await ENDINGS[name](play)
+                play.at(in_unit(play.guard))
+            return play
+
+        plays.append(run(backend, script))
+    bare, guarded_play = plays
+
+    assert guarded_play.log == [
+        *bare.log[:-1],
+        *guarded_play.callbacks(),
+        bare.log[-1].replace("in no unit", "in unit 'outer'"),
+        "in unit 'outer'",
+    ]
+    assert guarded_play.wire == bare.wire
+    if guarded_play.raised is not None:
+        identical = bare.outcome is bare.raised
+        assert (guarded_play.outcome is guarded_play.raised) == identical
+    assert frames(guarded_play.outcome) == frames(bare.outcome)
+    assert chain(guarded_play.outcome) == chain(bare.outcome)
 
 
 def test_the_matrix_is_about_the_same_object() -> None:
@@ -1202,8 +1238,11 @@ class Weak(dict[str, Any]):
 
 @pytest.mark.parametrize("callbacks", [0, 1, 3])
 @pytest.mark.parametrize("raises", [False, True], ids=["returns", "raises"])
+@pytest.mark.parametrize("inside", [False, True], ids=["", "inside-a-unit"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_is_kept_after_the_request(backend: str, raises: bool, callbacks: int) -> None:
+def test_nothing_is_kept_after_the_request(
+    backend: str, inside: bool, raises: bool, callbacks: int
+) -> None:
     """The scope, and what callbacks were given, are freed with the request, without the help of
     the garbage collector."""
     gone: list[str] = []
@@ -1242,8 +1281,11 @@ def test_nothing_is_kept_after_the_request(backend: str, raises: bool, callbacks
                     except ValueError:
                         pass
 
-                async with in_task(lambda given=[given]: request(given)):  # type: ignore[misc]
-                    del given
+                async with contextlib.AsyncExitStack() as stack:
+                    if inside:
+                        await stack.enter_async_context(guard.unit("outer"))
+                    async with in_task(lambda given=[given]: request(given)):  # type: ignore[misc]
+                        del given
                 await settle()
                 return list(gone)
             finally:

@@ -196,6 +196,7 @@ def test_cancelled_at_every_await(
             assert number > 3  # it was really cancelled in several places
 
     run(loop, main)
+    gc.collect()  # psycopg's own cycle, bare as well: a connect() that is cancelled half-way
     assert pg.wait_count(0, prefix=appname) == 0
 
 
@@ -237,6 +238,7 @@ def test_a_crowd_that_is_cancelled_anywhere(
             assert await has_all_its_places(pool), pool.get_stats()
 
     run("asyncio", main)
+    gc.collect()
     assert sorted(log) == sorted(["sync callback", "async callback"] * (len(log) // 2))
     assert len(log) > 300  # most of them got as far as registering
     assert pg.wait_count(0, prefix=appname) == 0
@@ -261,7 +263,7 @@ def test_opening_cancelled_at_every_await(
             happened = await canceller.run(opening(), number)
             if guard._worker.state.name == "open":  # cancelled late: it is open, and stays so
                 await guard._worker.aclose()
-            gc.collect()  # psycopg's own cycle: a connect() that is cancelled half-way
+            gc.collect()  # see above
             assert pg.wait_count(0, prefix=appname) == 0, number
             async with guard.worker(resources=[pool]):
                 assert await has_all_its_places(pool)
