@@ -263,6 +263,7 @@ def test_opening_cancelled_at_every_await(
             happened = await canceller.run(opening(), number)
             if guard._worker.state.name == "open":  # cancelled late: it is open, and stays so
                 await guard._worker.aclose()
+            assert pool.closed, number
             gc.collect()  # see above
             assert pg.wait_count(0, prefix=appname) == 0, number
             async with guard.worker(resources=[pool]):
