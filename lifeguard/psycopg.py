@@ -346,8 +346,9 @@ def _make_sync(cls: Any) -> type:
                 borrow = conn._lifeguard
             except AttributeError:  # it was out when the pool was adopted, or is not of this pool
                 borrow = _NOT_NOTED
-            unit, borrow.unit = borrow.unit, None
+            unit = borrow.unit
             if unit is not None:
+                borrow.unit = None
                 try:
                     unit.remove(borrow)
                 except ValueError:  # taken back before, or just now: it is the unit's
@@ -384,8 +385,9 @@ def _make_async(cls: Any) -> type:
                 borrow = conn._lifeguard
             except AttributeError:  # it was out when the pool was adopted, or is not of this pool
                 borrow = _NOT_NOTED
-            unit, borrow.unit = borrow.unit, None
+            unit = borrow.unit
             if unit is not None:
+                borrow.unit = None
                 borrow.task = None  # or it would live until the next borrow
                 try:
                     unit.remove(borrow)
