@@ -348,11 +348,13 @@ def _make_sync(cls: Any) -> type:
                 borrow = _NOT_NOTED
             unit = borrow.unit
             if unit is not None:
-                borrow.unit = None
                 try:
                     unit.remove(borrow)
                 except ValueError:  # taken back before, or just now: it is the unit's
+                    if unit is _TAKEN_BACK:
+                        borrow.unit = None
                     return
+                borrow.unit = None
                 borrow.thing = None
             base_putconn(self, conn)
 
@@ -387,12 +389,14 @@ def _make_async(cls: Any) -> type:
                 borrow = _NOT_NOTED
             unit = borrow.unit
             if unit is not None:
-                borrow.unit = None
-                borrow.task = None  # or it would live until the next borrow
                 try:
                     unit.remove(borrow)
                 except ValueError:  # taken back before, or just now: it is the unit's
+                    if unit is _TAKEN_BACK:
+                        borrow.unit = None
                     return
+                borrow.unit = None
+                borrow.task = None  # or it would live until the next borrow
                 borrow.thing = None
                 if self._lock.locked() or self._waiting:
                     # A cancellation while it waits, for the lock or for the lock of somebody who
