@@ -1,6 +1,6 @@
 """ASGI: one unit per request and websocket, and a lifespan that always runs.
 
-The way of a request is one closure: set a context variable, await the app, reset it. A unit ends
+The way of a request is one closure: set a context variable, await the app, say closed. A unit ends
 when the app callable returns or raises, which is the only thing that happens in every ending on
 every server (a disconnect is not reported by most, and cancellations come from some).
 

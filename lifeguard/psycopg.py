@@ -281,10 +281,7 @@ class AsyncPoolAdapter(PoolAdapter):
         self.sweep()
 
     async def _aclose(self) -> None:
-        try:
-            await self.obj.close(timeout=self.guard.grace)
-        finally:
-            self.sweep()
+        await self.obj.close(timeout=self.guard.grace)  # the tracked one, which sweeps
 
 
 class _CloseAsync(Call):

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
     P = ParamSpec("P")
     T = TypeVar("T")
-    F = TypeVar("F", bound=Callable[..., object])
 
 _numbers = itertools.count(1)
 

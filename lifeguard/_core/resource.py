@@ -151,7 +151,7 @@ def _stay_in(manager: Any) -> Callable[[Keeper], Coroutine[Any, Any, None]]:
 
 USE_ASYNC_WORKER = (
     "open it where there is an event loop: `async with lifeguard.worker():`, "
-    "or an ASGI app under lifeguard.wrap(); a sync worker takes sync resources only"
+    "or an async app under lifeguard.wrap(); a sync worker takes sync resources only"
 )
 
 #: The top-level package a type comes from, and the module whose ``adapt(obj, guard)`` knows it.

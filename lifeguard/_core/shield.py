@@ -255,12 +255,12 @@ class Keeper:
         """Wait until it is time to leave. *scope* is the caller's own, which may end the wait."""
         try:
             await self._told.wait()
-        except BaseException as exc:
+        except BaseException:
             if self._scope.cancel_called or self.on_cancel is None:
                 raise
             if scope is not None and scope.cancel_called:
                 raise
-            _uncancel(exc)
+            _uncancel()
             self.on_cancel()
             await self._told.wait()
 
@@ -290,7 +290,7 @@ class Keeper:
             raise
 
 
-def _uncancel(exc: BaseException) -> None:
+def _uncancel() -> None:
     task = current_task()
     if task is not None:
         task.uncancel()

@@ -14,7 +14,6 @@ from .clock import now
 from .errors import explain, redact
 from .lifetime import (
     CLOSED,
-    CLOSING,
     DISCARDED,
     NEW,
     OPEN,
@@ -250,8 +249,8 @@ class Worker(Lifetime):
             self.guard.report(self, error)
         if lost:
             logger("worker").error(
-                "%s ended after its event loop was gone. %s. Let the server run the lifespan "
-                "protocol, or close the worker before the loop.",
+                "%s ended after its event loop was gone. %s. Let the server start and stop the "
+                "app, or close the worker before the loop.",
                 self,
                 "; ".join(lost),
                 extra={"lifeguard_pid": self.pid},
@@ -391,4 +390,4 @@ def failed_to_open(exc: BaseException) -> str:
     return redact(f"{explain(exc)} ({notes})" if notes else explain(exc))
 
 
-__all__ = ["CLOSING", "Worker", "failed_to_open"]
+__all__ = ["Worker", "failed_to_open"]
