@@ -163,19 +163,36 @@ class Latch:
         return False
 
     async def wait_async(self) -> None:
+        """Wait in this task. Whoever sets it may be in another thread, or on another loop."""
         import anyio
 
         event = anyio.Event()
         loop = running_loop()
         if loop is not None:
-            self._wakers.append(lambda: loop.call_soon_threadsafe(event.set))
+
+            def wake() -> None:
+                if running_loop() is loop:
+                    event.set()
+                else:
+                    loop.call_soon_threadsafe(event.set)
         else:
             import trio
 
             token = trio.lowlevel.current_trio_token()
-            self._wakers.append(lambda: token.run_sync_soon(event.set))
-        if not self._is_set:
-            await event.wait()
+
+            def wake() -> None:
+                if trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is token:
+                    event.set()
+                else:
+                    token.run_sync_soon(event.set)
+
+        self._wakers.append(wake)
+        try:
+            if not self._is_set:
+                await event.wait()
+        finally:
+            if wake in self._wakers:
+                self._wakers.remove(wake)
 
 
 class Keeper:
@@ -198,28 +215,26 @@ class Keeper:
         self.is_ready = False
         self.is_done = False
         self._scope: anyio.CancelScope
-        self._changed: anyio.Event  # ready or done
-        self._told: anyio.Event
-        self._done: anyio.Event
+        # Not events of one loop: the worker may be closed from another one.
+        self._changed = Latch()  # ready or done
+        self._told = Latch()
+        self._done = Latch()
 
     async def open(self) -> Any:
         """Start, wait until it is in, and return the value. Raises what entering raised."""
         import anyio
 
         self._scope = anyio.CancelScope(shield=True)
-        self._changed = anyio.Event()
-        self._told = anyio.Event()
-        self._done = anyio.Event()
         task = spawn(self._run)
         if task is None:
             spawn(self._watch)  # trio: the shield hides the end of the run from the keeper
         else:
             task.set_name(f"lifeguard: {self.name}")
         try:
-            await self._changed.wait()
+            await self._changed.wait_async()
         except BaseException:  # whoever opens gives up: so does the opening
             self._scope.cancel()
-            await shielded(self._done.wait)
+            await shielded(self._done.wait_async)
             raise
         if not self.is_ready and self.error is not None:
             raise self.error
@@ -229,7 +244,7 @@ class Keeper:
         """Tell it to leave, and wait until it has. Raises what leaving raised."""
         self._told.set()
         try:
-            await self._done.wait()
+            await self._done.wait_async()
         except BaseException:  # only the clock gets through the shield: leave now
             self._scope.cancel()
             raise
@@ -254,7 +269,7 @@ class Keeper:
     async def told(self, scope: anyio.CancelScope | None = None) -> None:
         """Wait until it is time to leave. *scope* is the caller's own, which may end the wait."""
         try:
-            await self._told.wait()
+            await self._told.wait_async()
         except BaseException:
             if self._scope.cancel_called or self.on_cancel is None:
                 raise
@@ -262,7 +277,7 @@ class Keeper:
                 raise
             _uncancel()
             self.on_cancel()
-            await self._told.wait()
+            await self._told.wait_async()
 
     async def _run(self) -> None:
         try:
@@ -281,12 +296,12 @@ class Keeper:
         import anyio
 
         try:
-            await self._done.wait()
+            await self._done.wait_async()
         except BaseException:
             if self.on_cancel is not None:
                 self.on_cancel()
             with anyio.CancelScope(shield=True):
-                await self._done.wait()
+                await self._done.wait_async()
             raise
 
 

@@ -383,7 +383,7 @@ def test_a_keeper_that_does_not_leave_in_time_is_made_to(backend: str, log: Log)
         assert scope.cancelled_caught
         assert now() - began < 5
         with anyio.fail_after(5):
-            await keeper._done.wait()
+            await keeper._done.wait_async()
         assert isinstance(keeper.error, TimeoutError)
 
     run(backend, main)

@@ -7,6 +7,7 @@ import contextlib
 import subprocess
 import sys
 import textwrap
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -1235,3 +1236,30 @@ def test_a_lifespan_without_a_wrapped_app_says_so(caplog: pytest.LogCaptureFixtu
     guard.wrap(LifespanApp(Log()))
     anyio.run(main)
     assert caplog.text == ""
+
+
+def test_two_loops_at_once_share_the_worker_and_both_end() -> None:
+    """Two threads, a loop each, in the middle of their first requests: neither waits for ever."""
+    guard = lifeguard.Lifeguard(handle_sigterm=False, grace=1)
+    both = threading.Barrier(2)
+    served: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError
+        both.wait(10)
+        served.append(scope["path"])
+
+    wrapped = guard.wrap(app)
+    threads = [
+        threading.Thread(
+            target=lambda path=path: asyncio.run(wrapped(scope(path=path), None, None)), daemon=True
+        )
+        for path in ("/a", "/b")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in threads)
+    assert sorted(served) == ["/a", "/b"]
