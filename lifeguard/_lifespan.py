@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
     from typing import Any
 
-    from ._core.guard import Guard
     from ._core.resource import Adapter, Resource
+    from ._wrap import Lifeguard
 
 
 def make_lifespan(
-    guard: Guard,
+    guard: Lifeguard,
     func: Any,
     resources: list[Resource[Any]],
     mounts: bool | Iterable[Any],

@@ -14,10 +14,11 @@ from ._core.resource import adapters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from typing import Any, ParamSpec, TypeVar, overload
 
+    from ._core.observer import Observer
     from ._core.resource import Resource
     from ._core.worker import Worker
 
@@ -31,7 +32,45 @@ adapters["psycopg_pool"] = "lifeguard.psycopg"
 
 
 class Lifeguard(Guard):
-    __doc__ = Guard.__doc__
+    """Definitions of resources, the worker that has them open, and the doors to both.
+
+    Parameters, all keyword-only, times in seconds:
+
+    * *grace*: how long a closing worker waits for its running units, and how long its clean-up
+      may take. What takes longer is named in the log and given up.
+    * *open_timeout*: how long one pool may take to open.
+    * *stack*: how many callers of a borrow are kept for the leak report: 0.1 microseconds each.
+      Where something leaked once, twelve are kept from then on.
+    * *observers*: see :class:`Observer`.
+    * *handle_sigterm*: where nobody handles SIGTERM, let it unwind the program instead of
+      killing it on the spot.
+    * *die_with_parent*: end this worker in order when the process that started it is gone. A
+      server's master that is killed leaves its workers behind otherwise, with their connections.
+    * *cancel_on_disconnect*: cancel an HTTP app when its client is gone (most servers let it run
+      on, holding its connection).
+    """
+
+    def __init__(
+        self,
+        *,
+        grace: float = 10.0,
+        open_timeout: float = 30.0,
+        stack: int = 2,
+        observers: Sequence[Observer] = (),
+        handle_sigterm: bool = True,
+        die_with_parent: bool = False,
+        cancel_on_disconnect: bool = False,
+    ) -> None:
+        super().__init__(
+            grace=grace,
+            open_timeout=open_timeout,
+            stack=stack,
+            observers=observers,
+            handle_sigterm=handle_sigterm,
+            die_with_parent=die_with_parent,
+        )
+        self.cancel_on_disconnect = cancel_on_disconnect
+        self.has_front_door = False  # an app is wrapped, so that requests are units
 
     def wrap(self, app: App, *, resources: Iterable[object] = ()) -> App:
         """Guard an ASGI or WSGI app: the same kind comes out.

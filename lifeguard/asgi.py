@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, MutableMapping
     from typing import Any
 
-    from ._core.guard import Guard
     from ._core.resource import Resource
+    from ._wrap import Lifeguard
 
     Message = MutableMapping[str, Any]
     Scope = MutableMapping[str, Any]
@@ -65,7 +65,7 @@ class Middleware:
     __slots__ = ("_app", "app")
 
     def __init__(
-        self, app: ASGIApp, *, guard: Guard | None = None, resources: Iterable[object] = ()
+        self, app: ASGIApp, *, guard: Lifeguard | None = None, resources: Iterable[object] = ()
     ) -> None:
         from . import _default
 
@@ -77,7 +77,7 @@ class Middleware:
         await self._app(scope, receive, send)
 
 
-def wrap_asgi(app: ASGIApp, guard: Guard, resources: list[Resource[Any]]) -> ASGIApp:
+def wrap_asgi(app: ASGIApp, guard: Lifeguard, resources: list[Resource[Any]]) -> ASGIApp:
     """Guard an ASGI 3 app. The closure is the hot path: see bench/ before you touch it."""
     guard.has_front_door = True
     key = guard.key
@@ -147,7 +147,7 @@ class _Life:
         self,
         app: ASGIApp,
         run: ASGIApp,
-        guard: Guard,
+        guard: Lifeguard,
         resources: list[Resource[Any]],
         opened: Callable[[Worker], None],
     ) -> None:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
-    from ._core.guard import Guard
     from ._core.resource import Resource
+    from ._wrap import Lifeguard
 
     Environ = dict[str, Any]
     StartResponse = Callable[..., Any]
@@ -69,7 +69,7 @@ class Middleware:
     __slots__ = ("_app", "app")
 
     def __init__(
-        self, app: WSGIApp, *, guard: Guard | None = None, resources: Iterable[object] = ()
+        self, app: WSGIApp, *, guard: Lifeguard | None = None, resources: Iterable[object] = ()
     ) -> None:
         from . import _default
 
@@ -81,7 +81,7 @@ class Middleware:
         return self._app(environ, start_response)
 
 
-def wrap_wsgi(app: WSGIApp, guard: Guard, resources: list[Resource[Any]]) -> WSGIApp:
+def wrap_wsgi(app: WSGIApp, guard: Lifeguard, resources: list[Resource[Any]]) -> WSGIApp:
     """Guard a WSGI app. The closure is the hot path: see bench/ before you touch it."""
     guard.has_front_door = True
     key = guard.key

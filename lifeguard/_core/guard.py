@@ -46,21 +46,7 @@ _numbers = itertools.count(1)
 
 
 class Guard:
-    """Definitions of resources, and the worker that has them open.
-
-    Parameters, all keyword-only, times in seconds:
-
-    * *grace*: how long a closing worker waits for its running units, and how long clean-up that
-      has to be awaited may take. What takes longer is named in the log and given up.
-    * *open_timeout*: how long one pool may take to open.
-    * *stack*: how many callers of a borrow are kept for the leak report: 0.1 microseconds each.
-      Where something leaked once, twelve are kept from then on.
-    * *observers*: see :class:`Observer`.
-    * *cancel_on_disconnect*: cancel an HTTP app when its client is gone (most servers let it run
-      on, holding its connection).
-    * *handle_sigterm*: where nobody handles SIGTERM, let it unwind the program instead of
-      killing it on the spot.
-    """
+    """Definitions of resources, and the worker that has them open: :class:`lifeguard.Lifeguard`."""
 
     def __init__(
         self,
@@ -69,8 +55,8 @@ class Guard:
         open_timeout: float = 30.0,
         stack: int = 2,
         observers: Sequence[Observer] = (),
-        cancel_on_disconnect: bool = False,
         handle_sigterm: bool = True,
+        die_with_parent: bool = False,
     ) -> None:
         options: dict[str, object] = {
             "grace": grace,
@@ -84,8 +70,8 @@ class Guard:
         self.open_timeout = open_timeout
         self.stack = stack
         self.observers = tuple(observers)
-        self.cancel_on_disconnect = cancel_on_disconnect
         self.handle_sigterm = handle_sigterm
+        self.die_with_parent = die_with_parent
         number = next(_numbers)
         self.key = "lifeguard" if number == 1 else f"lifeguard.{number}"
         self.current: contextvars.ContextVar[Unit | None] = contextvars.ContextVar(
@@ -98,7 +84,6 @@ class Guard:
         # Where leaks came from, by id, for the hash of a code object is dear.
         self.suspects: dict[int, CodeType] = {}
         self.two_callers = stack == 2  # and no suspects: what the fast path of a borrow asks
-        self.has_front_door = False  # an app is wrapped, so that requests are units
         self._lock = RLock()
         self._worker = Worker(self, awaits=False)  # never opened: "off" is an object too
 
