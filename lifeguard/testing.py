@@ -196,19 +196,36 @@ _inherited: list[object] = []
 
 @contextlib.contextmanager
 def postgres(
-    *, max_connections: int = 100, settings: Mapping[str, str] | None = None
+    *,
+    max_connections: int = 100,
+    settings: Mapping[str, str] | None = None,
+    binaries: str | os.PathLike[str] | None = None,
+    tls: tuple[bytes, bytes] | None = None,
 ) -> Generator[Postgres]:
     """A PostgreSQL for the block: the one of ``LIFEGUARD_DSN``, or else a new one.
 
     A new one is empty, listens on 127.0.0.1 and a unix socket with a password of its own, forgets
     about durability, and has *max_connections* and *settings* (as in ``postgresql.conf``). A
     server of ``LIFEGUARD_DSN`` is used as it is: nothing is created, and nothing is set.
+
+    *binaries* is the folder with the ``postgres`` and ``initdb`` to run, where it matters which;
+    *tls* is a certificate and its key, as PEM, and makes ``dsn`` one that insists on TLS. Who
+    names either gets a new server, whatever ``LIFEGUARD_DSN`` says. Raises :exc:`PostgresError`
+    where none can be started.
+
+    Example::
+
+        with postgres(binaries="/usr/lib/postgresql/15/bin") as pg: ...
     """
-    dsn = os.environ.get("LIFEGUARD_DSN")
+    dsn = os.environ.get("LIFEGUARD_DSN") if binaries is None and tls is None else None
     if dsn:
         server = Postgres(dsn)
     else:
-        keeper = _Keeper({"max_connections": str(max_connections), **(settings or {})})
+        keeper = _Keeper(
+            {"max_connections": str(max_connections), **(settings or {})},
+            _find_binaries() if binaries is None else _named_binaries(Path(binaries)),
+            tls,
+        )
         server = Postgres(keeper.dsn, keeper=keeper)
     with server:
         if not dsn:
@@ -228,9 +245,19 @@ def _find_binaries() -> Path:
     for place in _USUAL_PLACES:
         candidates += _newest_first(place)
     for folder in candidates:
-        if (folder / "postgres").is_file() and (folder / "initdb").is_file():
+        if _holds_postgres(folder):
             return folder.resolve()
     raise PostgresError(_HOW_TO_GET_ONE)
+
+
+def _named_binaries(folder: Path) -> Path:
+    if not _holds_postgres(folder):
+        raise PostgresError(f"{folder} has no postgres and initdb: name a PostgreSQL's bin folder")
+    return folder.resolve()
+
+
+def _holds_postgres(folder: Path) -> bool:
+    return (folder / "postgres").is_file() and (folder / "initdb").is_file()
 
 
 def _newest_first(pattern: str) -> list[Path]:
@@ -243,8 +270,9 @@ def _newest_first(pattern: str) -> list[Path]:
 class _Keeper:
     """The process that owns the server. It lives as long as the pipe to it is open."""
 
-    def __init__(self, settings: Mapping[str, str]) -> None:
-        binaries = _find_binaries()
+    def __init__(
+        self, settings: Mapping[str, str], binaries: Path, tls: tuple[bytes, bytes] | None
+    ) -> None:
         password = secrets.token_urlsafe(12)
         here = str(Path(__file__).resolve().parent.parent)
         path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
@@ -260,7 +288,12 @@ class _Keeper:
         self._pid = os.getpid()
         os.register_at_fork(after_in_child=self._leave_to_parent)
         try:
-            order = {"binaries": str(binaries), "password": password, "settings": dict(settings)}
+            order = {
+                "binaries": str(binaries),
+                "password": password,
+                "settings": dict(settings),
+                "tls": tls and [pem.decode() for pem in tls],
+            }
             answer = self._ask(order)
             if "error" in answer:
                 raise PostgresError(f"PostgreSQL of {binaries} did not start: {answer['error']}")
@@ -269,7 +302,8 @@ class _Keeper:
             raise
         self.directory = Path(answer["directory"])
         port = answer["port"]
-        self.dsn = f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres"
+        insist = "?sslmode=require" if tls else ""
+        self.dsn = f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres{insist}"
         self.socket_dsn = (
             f"postgresql://postgres:{password}@/postgres?host={self.directory}&port={port}"
         )
@@ -335,17 +369,29 @@ def _leave(signum: int, frame: object) -> None:
 
 
 def _start(
-    directory: Path, *, binaries: str, password: str, settings: dict[str, str]
+    directory: Path,
+    *,
+    binaries: str,
+    password: str,
+    settings: dict[str, str],
+    tls: list[str] | None,
 ) -> tuple[subprocess.Popen[bytes], int]:
     data = directory / "data"
     uid = gid = groups = None
     folder = Path(binaries)
     secret = directory / "password"
-    secret.write_text(password)
+    files = {secret: password}
+    if tls is not None:
+        certificate, key = directory / "server.crt", directory / "server.key"
+        files |= {certificate: tls[0], key: tls[1]}
+        settings |= {"ssl": "on", "ssl_cert_file": str(certificate), "ssl_key_file": str(key)}
+    for path, text in files.items():
+        path.touch(0o600)  # or it refuses the key
+        path.write_text(text)
     if os.geteuid() == 0:  # which PostgreSQL refuses to run as
         uid, gid = _other_user()
         groups = list[str | int]()
-        for path in (directory, secret):
+        for path in (directory, *files):
             os.chown(path, uid, gid)
         if not _reachable(folder):
             folder = _copy_binaries(folder, directory)

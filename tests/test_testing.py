@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 
 from lifeguard import testing
 from lifeguard.testing import Postgres, PostgresError, postgres
+from tests.support.tls import tls_postgres
 
 HOLDER = """
 import sys
@@ -262,6 +264,28 @@ def test_a_server_named_by_the_environment_is_used_and_left_alone(
     assert own.wait_count(0) == 0
 
 
+def test_names_what_to_run(own: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who names the binaries gets a server of theirs, not the one of LIFEGUARD_DSN."""
+    monkeypatch.setenv("LIFEGUARD_DSN", own.dsn)
+    with postgres(binaries=testing._find_binaries()) as server:
+        assert server.embedded
+        assert server.dsn != own.dsn
+
+
+def test_a_folder_without_postgres_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PostgresError, match=re.escape(f"{tmp_path} has no postgres and initdb")):
+        postgres(binaries=tmp_path).__enter__()
+
+
+def test_insists_on_tls_where_there_is_a_certificate() -> None:
+    """Every connection is encrypted, and one that does not want to be is not made by ``dsn``."""
+    with tls_postgres() as server, psycopg.connect(server.named("shop")) as connection:
+        query = "SELECT ssl, application_name FROM pg_stat_activity JOIN pg_stat_ssl USING (pid)"
+        row = connection.execute(f"{query} WHERE pid = pg_backend_pid()").fetchone()
+        assert row == (True, "shop")
+        assert connection.pgconn.ssl_in_use
+
+
 def test_passwords_do_not_show_in_the_repr(own: Postgres) -> None:
     assert str(urlsplit(own.dsn).password) not in repr(own)
 
@@ -279,7 +303,9 @@ def test_binaries_that_others_cannot_reach_are_copied(tmp_path: Path) -> None:
     for parent in directory.parents:
         if parent != Path("/") and not parent.stat().st_mode & 0o001:
             parent.chmod(0o711)
-    server, port = testing._start(directory, binaries=str(copies), password="x", settings={})
+    server, port = testing._start(
+        directory, binaries=str(copies), password="x", settings={}, tls=None
+    )
     try:
         socket.create_connection(("127.0.0.1", port)).close()
         assert (directory / "pgsql").is_dir()
