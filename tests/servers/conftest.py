@@ -41,13 +41,13 @@ def _run(
 ) -> Iterator[Server]:
     name = re.sub(r"[^a-z]+", "-", row.name) + ("-bare" if bare else "")
     folder = folders.mktemp(name)
-    server = Server(row, folder, pg, application_name=f"{name}.{folder.name}", bare=bare)
+    server = Server(row, folder, pg, application_name=f"{name}.{folder.name}.", bare=bare)
     try:
         server.start()
         yield server
     finally:
         server.kill()
-    assert pg.wait_count(0, application_name=server.application_name) == 0
+    assert pg.wait_count(0, prefix=server.application_name) == 0
 
 
 # -- the table ------------------------------------------------------------------------------------

@@ -24,15 +24,27 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 START_WITHIN = 20.0
 END_WITHIN = 20.0
 FINISH_WITHIN = 10.0
+GRACEFUL = 5
+"""Seconds that a server gives requests in flight at its end, unless asked for others."""
 
 
 class Server:
     """One row of the matrix, running. Start with :meth:`start`, end with :meth:`kill`."""
 
     def __init__(
-        self, row: Row, folder: Path, pg: Postgres, application_name: str, *, bare: bool = False
+        self,
+        row: Row,
+        folder: Path,
+        pg: Postgres,
+        application_name: str,
+        *,
+        bare: bool = False,
+        graceful: float = GRACEFUL,
+        more: str = "",
+        env: dict[str, str] | None = None,
     ) -> None:
         self.row = row
+        self.bare = bare
         self.pg = pg
         self.application_name = application_name
         self.events = EventLog(folder / "events.jsonl")
@@ -42,11 +54,14 @@ class Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
+        self.command = row.command(self.port, graceful=graceful, more=more)
         self._environ = {
             **os.environ,
             **row.env,
+            **(env or {}),
             eventlog.ENV: str(self.events.path),
-            "APP_DSN": pg.named(application_name),
+            "APP_DSN": pg.dsn,
+            "APP_NAME": application_name,
             "APP_GATES": str(self.gates),
             "APP_BARE": "1" if bare else "",
             "PYTHONPATH": str(ROOT),
@@ -57,10 +72,9 @@ class Server:
 
     def start(self) -> None:
         """Start it and wait until its port answers. Servers listen before their workers are up."""
-        words = [word.format(port=self.port, app=self.row.app) for word in self.row.arguments]
         with self.log.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", self.row.package, *words],
+                [sys.executable, *self.command],
                 cwd=ROOT,
                 env=self._environ,
                 stdin=subprocess.DEVNULL,

@@ -1,11 +1,14 @@
-"""The rows of the matrix: every server lifeguard supports, and how it is started.
+"""Every server lifeguard supports, and how it is started.
 
-Paths of apps are those of this repository's root, where the servers run.
+``ROWS`` are those of ``make servers`` (every way a request ends), ``ENDS`` those of ``make matrix``
+(every way a worker ends). Paths of apps are those of this repository's root, where the servers
+run.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 
 ASGI_APP = "tests.servers.apps.asgi_app:app"
@@ -18,74 +21,167 @@ FLOOD = 64
 
 
 @dataclass(frozen=True)
+class Limits:
+    """The options with which a server ends its workers. Without one it has no such limit.
+
+    ``{}`` is where the number goes: of seconds, or of requests.
+    """
+
+    graceful: str = ""
+    """How long requests in flight may take at the end."""
+    recycle: str = ""
+    """After how many requests a worker is replaced."""
+    timeout: str = ""
+    """How long one request may take."""
+    reload: bool = False
+    """Whether SIGHUP replaces the workers."""
+
+
+@dataclass(frozen=True)
 class Row:
     name: str
     package: str
     arguments: tuple[str, ...]
     """After ``python -m <package>``; ``{port}`` and ``{app}`` are filled in."""
     app: str
+    limits: Limits = Limits()
     workers: int = 1
+    master: bool = True
+    """Whether the process that is started only minds the workers."""
     lifespan: bool = True
     """Whether the server speaks lifespan: if not, the first request opens the worker."""
     bare_sigterm: str | None = None
     """Why an ``atexit`` handler does not run here after a SIGTERM, where it does not."""
     env: dict[str, str] = field(default_factory=dict)
+    run: tuple[str, ...] = ()
+    """What to give to ``python`` instead of ``-m <package>``."""
 
     @property
     def version(self) -> str:
         return version(self.package)
 
+    def command(self, port: int, *, graceful: float, more: str = "") -> list[str]:
+        """What to give to ``python``; requests in flight have *graceful* seconds to end."""
+        words = [word.format(port=port, app=self.app) for word in self.arguments]
+        limit = self.limits.graceful.format(graceful)
+        return [*(self.run or ("-m", self.package)), *words, *limit.split(), *more.split()]
+
+
+def _row(name: str, package: str, arguments: str, app: str, **kwargs: object) -> Row:
+    return Row(name, package, tuple(arguments.split()), app, LIMITS[package], **kwargs)  # type: ignore[arg-type]
+
 
 def _asgi(name: str, package: str, arguments: str, **kwargs: object) -> Row:
-    return Row(name, package, tuple(arguments.split()), ASGI_APP, **kwargs)  # type: ignore[arg-type]
+    return _row(name, package, arguments, ASGI_APP, **kwargs)
 
 
 def _wsgi(name: str, package: str, arguments: str, **kwargs: object) -> Row:
-    return Row(
-        name,
-        package,
-        tuple(arguments.split()),
-        WSGI_APP,
-        lifespan=False,
-        **kwargs,  # type: ignore[arg-type]
-    )
+    return _row(name, package, arguments, WSGI_APP, lifespan=False, **kwargs)
 
+
+def _with(row: Row, name: str, arguments: str, **kwargs: object) -> Row:
+    return replace(row, name=name, arguments=(*row.arguments, *arguments.split()), **kwargs)  # type: ignore[arg-type]
+
+
+LIMITS = {
+    "uvicorn": Limits(graceful="--timeout-graceful-shutdown {}", recycle="--limit-max-requests {}"),
+    "gunicorn": Limits(
+        graceful="--graceful-timeout {}",
+        recycle="--max-requests {}",
+        timeout="--timeout {}",
+        reload=True,
+    ),
+    "hypercorn": Limits(graceful="--graceful-timeout {}", recycle="--max-requests {}", reload=True),
+    "daphne": Limits(),
+    "granian": Limits(graceful="--workers-kill-timeout {}", reload=True),
+    "waitress": Limits(),
+    "pyuwsgi": Limits(recycle="--max-requests {}", timeout="--harakiri {}", reload=True),
+}
 
 _UVICORN = "{app} --host 127.0.0.1 --port {port}"
-_GUNICORN = "{app} --bind 127.0.0.1:{port} --graceful-timeout 5"
+_GUNICORN = "{app} --bind 127.0.0.1:{port} --no-control-socket"
 _HYPERCORN = "{app} --bind 127.0.0.1:{port}"
-_GRANIAN = "{app} --host 127.0.0.1 --port {port} --workers-kill-timeout 5"
+_GRANIAN = "{app} --host 127.0.0.1 --port {port}"
+_UWSGI = (
+    "--http-socket 127.0.0.1:{port} --wsgi {app} --master --processes 2 --threads 2"
+    " --enable-threads --die-on-term --need-app"
+)
 
 _DIES_BY_SIGNAL = "uvicorn raises the signal again, with its default action, after the shutdown"
 
+_uvicorn = _asgi("uvicorn", "uvicorn", _UVICORN, master=False, bare_sigterm=_DIES_BY_SIGNAL)
+_uvicorn_2 = replace(_with(_uvicorn, "uvicorn, 2 workers", "--workers 2"), workers=2, master=True)
+_gunicorn_uvicorn = _asgi(
+    "gunicorn uvicorn-worker",
+    "gunicorn",
+    f"{_GUNICORN} -k uvicorn_worker.UvicornWorker",
+    bare_sigterm=_DIES_BY_SIGNAL,
+)
+_gunicorn_asgi = _asgi("gunicorn asgi", "gunicorn", f"{_GUNICORN} -k asgi")
+_gunicorn_sync = _wsgi("gunicorn sync", "gunicorn", f"{_GUNICORN} -k sync")
+_gunicorn_gthread = _wsgi("gunicorn gthread", "gunicorn", f"{_GUNICORN} -k gthread --threads 4")
+_hypercorn = _asgi("hypercorn asyncio", "hypercorn", f"{_HYPERCORN} -k asyncio")
+_hypercorn_trio = _asgi(
+    "hypercorn trio", "hypercorn", f"{_HYPERCORN} -k trio", env={"APP_POOL": "sync"}
+)
+_daphne = _asgi("daphne", "daphne", "-b 127.0.0.1 -p {port} {app}", lifespan=False, master=False)
+_granian_asgi = _asgi("granian asgi", "granian", f"{_GRANIAN} --interface asgi")
+_granian_asginl = _asgi(
+    "granian asginl", "granian", f"{_GRANIAN} --interface asginl", lifespan=False
+)
+_granian_wsgi = _wsgi("granian wsgi", "granian", f"{_GRANIAN} --interface wsgi")
+_waitress = _wsgi(
+    "waitress",
+    "waitress",
+    "--listen=127.0.0.1:{port} {app}",
+    master=False,
+    bare_sigterm="waitress leaves SIGTERM to its default action",
+)
+_uwsgi = _wsgi("uwsgi", "pyuwsgi", _UWSGI, workers=2, run=("-c", "import pyuwsgi; pyuwsgi.run()"))
+
 ROWS = (
-    _asgi("uvicorn", "uvicorn", _UVICORN, bare_sigterm=_DIES_BY_SIGNAL),
-    _asgi(
-        "uvicorn, 2 workers",
-        "uvicorn",
-        f"{_UVICORN} --workers 2",
-        workers=2,
-        bare_sigterm=_DIES_BY_SIGNAL,
-    ),
-    _asgi(
-        "gunicorn uvicorn-worker",
-        "gunicorn",
-        f"{_GUNICORN} -k uvicorn_worker.UvicornWorker",
-        bare_sigterm=_DIES_BY_SIGNAL,
-    ),
-    _asgi("gunicorn asgi", "gunicorn", f"{_GUNICORN} -k asgi"),
-    _asgi("hypercorn asyncio", "hypercorn", f"{_HYPERCORN} -k asyncio"),
-    _asgi("hypercorn trio", "hypercorn", f"{_HYPERCORN} -k trio", env={"APP_POOL": "sync"}),
-    _asgi("daphne", "daphne", "-b 127.0.0.1 -p {port} {app}", lifespan=False),
-    _asgi("granian asgi", "granian", f"{_GRANIAN} --interface asgi"),
-    _asgi("granian asginl", "granian", f"{_GRANIAN} --interface asginl", lifespan=False),
-    _wsgi("gunicorn sync", "gunicorn", f"{_GUNICORN} -k sync"),
-    _wsgi("gunicorn gthread", "gunicorn", f"{_GUNICORN} -k gthread --threads 4"),
-    _wsgi("granian wsgi", "granian", f"{_GRANIAN} --interface wsgi"),
-    _wsgi(
-        "waitress",
-        "waitress",
-        "--listen=127.0.0.1:{port} {app}",
-        bare_sigterm="waitress leaves SIGTERM to its default action",
-    ),
+    _uvicorn,
+    _uvicorn_2,
+    _gunicorn_uvicorn,
+    _gunicorn_asgi,
+    _hypercorn,
+    _hypercorn_trio,
+    _daphne,
+    _granian_asgi,
+    _granian_asginl,
+    _gunicorn_sync,
+    _gunicorn_gthread,
+    _granian_wsgi,
+    _waitress,
+)
+
+
+def _gunicorn_rows() -> Iterator[Row]:
+    for row in (_gunicorn_sync, _gunicorn_gthread, _gunicorn_uvicorn, _gunicorn_asgi):
+        hooks = "-c python:lifeguard.gunicorn"
+        yield _with(row, row.name, hooks)
+        yield _with(row, f"{row.name} --preload", f"{hooks} --preload")
+        yield _with(row, f"{row.name}, no hooks", "")
+
+
+def _one_and_two(row: Row, arguments: str = "", name: str = "") -> Iterator[Row]:
+    row = _with(row, f"{row.name}{name}", arguments)
+    yield row
+    yield replace(_with(row, f"{row.name}, 2 workers", "--workers 2"), workers=2)
+
+
+ENDS = (
+    _uvicorn,
+    _uvicorn_2,
+    *_gunicorn_rows(),
+    *_one_and_two(_hypercorn),
+    *_one_and_two(_hypercorn_trio),
+    _daphne,
+    *_one_and_two(_granian_asgi, "--runtime-mode st", " st"),
+    *_one_and_two(_granian_asgi, "--runtime-mode mt", " mt"),
+    *_one_and_two(_granian_asginl),
+    *_one_and_two(_granian_wsgi),
+    _waitress,
+    _uwsgi,
+    _with(_uwsgi, "uwsgi --lazy-apps", "--lazy-apps"),
 )

@@ -119,7 +119,7 @@ def test_sigterm_when_idle(server: Server) -> None:
     )
     assert set(started.values()) == {1}
     assert finished == started
-    left = server.pg.wait_count(0, application_name=server.application_name, timeout=FINISH_WITHIN)
+    left = server.pg.wait_count(0, prefix=server.application_name, timeout=FINISH_WITHIN)
     assert left == 0
 
 

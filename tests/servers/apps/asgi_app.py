@@ -1,4 +1,4 @@
-"""The ASGI app of the matrix. What happens to it is in the event log.
+"""The ASGI app of both matrices. What happens to it is in the event log.
 
 On asyncio its pool is an ``AsyncConnectionPool``; on trio, which that one does not know, and
 without lifeguard it is a ``ConnectionPool``.
@@ -14,15 +14,17 @@ from typing import Any, Self
 import anyio
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
-import lifeguard
 from tests.servers.apps.common import (
     BARE,
-    DSN,
+    QUERY,
     SIZE,
     BarePool,
+    dsn,
     gate_is_open,
+    guard,
     log,
     request_id,
+    wait_at_gate,
 )
 from tests.servers.rows import FLOOD, STREAM
 
@@ -32,18 +34,18 @@ if BARE:
     db = BarePool()
 elif SYNC:
 
-    @lifeguard.resource
+    @guard.resource
     def db() -> Iterator[ConnectionPool]:
-        with ConnectionPool(DSN, open=False, **SIZE) as pool:
+        with ConnectionPool(dsn(), open=False, **SIZE) as pool:
             log.write("opened")
             yield pool
         log.write("closed")  # not in a `finally`: a generator that is thrown away is not closed
 
 else:
 
-    @lifeguard.resource
+    @guard.resource
     async def db() -> AsyncIterator[AsyncConnectionPool]:
-        async with AsyncConnectionPool(DSN, open=False, **SIZE) as pool:
+        async with AsyncConnectionPool(dsn(), open=False, **SIZE) as pool:
             log.write("opened")
             yield pool
         log.write("closed")
@@ -70,8 +72,12 @@ class Connection:
         row = result.fetchone() if SYNC else await (await result).fetchone()
         return row[0]
 
+    async def sleep(self, seconds: float) -> None:
+        result = self._connection.execute("SELECT pg_sleep(%s)", [seconds])
+        _ = result if SYNC else await result
 
-async def wait_at_gate(request: str) -> None:
+
+async def await_gate(request: str) -> None:
     with anyio.move_on_after(20):
         while not gate_is_open(request):
             await anyio.sleep(0.01)
@@ -96,7 +102,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     request = request_id(scope["query_string"].decode())
     log.write("started", id=request)
     if not BARE:
-        lifeguard.callback(log.write, "finished", id=request)
+        guard.callback(log.write, "finished", id=request)
     try:
         await serve(view, request, send)
     finally:
@@ -122,9 +128,14 @@ async def serve(view: str, request: str, send: Any) -> None:
             await connection.select("1")
             if view == "error":
                 raise RuntimeError("as asked")
+            if view == "query":
+                await connection.sleep(QUERY)
+            if view == "block":
+                log.write("waiting", id=request)
+                wait_at_gate(request)  # and with it the whole loop
             if view == "wait":
                 log.write("waiting", id=request)
-                await wait_at_gate(request)
+                await await_gate(request)
             if view == "stream":
                 await start()
                 for number in range(STREAM):
@@ -134,7 +145,7 @@ async def serve(view: str, request: str, send: Any) -> None:
             if view == "flood":
                 await start()
                 await chunk(b"first")
-                await wait_at_gate(request)
+                await await_gate(request)
                 for _ in range(FLOOD):
                     await chunk(b"." * 65536)
                 await chunk(b"", more=False)
@@ -145,4 +156,4 @@ async def serve(view: str, request: str, send: Any) -> None:
 
 
 if not BARE:
-    app = lifeguard.wrap(app)
+    app = guard.wrap(app)

@@ -1,22 +1,22 @@
-"""The WSGI app of the matrix. What happens to it is in the event log."""
+"""The WSGI app of both matrices. What happens to it is in the event log."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from psycopg_pool import ConnectionPool
 
-import lifeguard
 from tests.servers.apps.common import (
     BARE,
-    DSN,
+    QUERY,
     SIZE,
     BarePool,
-    gate_is_open,
+    dsn,
+    guard,
     log,
     request_id,
+    wait_at_gate,
 )
 from tests.servers.rows import FLOOD, STREAM
 
@@ -24,18 +24,12 @@ if BARE:
     db = BarePool()
 else:
 
-    @lifeguard.resource
+    @guard.resource
     def db() -> Iterator[ConnectionPool]:
-        with ConnectionPool(DSN, open=False, **SIZE) as pool:
+        with ConnectionPool(dsn(), open=False, **SIZE) as pool:
             log.write("opened")
             yield pool
         log.write("closed")  # not in a `finally`: a generator that is thrown away is not closed
-
-
-def wait_at_gate(request: str) -> None:
-    deadline = time.monotonic() + 20
-    while not gate_is_open(request) and time.monotonic() < deadline:
-        time.sleep(0.01)
 
 
 def stream(request: str) -> Iterator[bytes]:
@@ -65,7 +59,7 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
     request = request_id(environ["QUERY_STRING"])
     log.write("started", id=request)
     if not BARE:
-        lifeguard.callback(log.write, "finished", id=request)
+        guard.callback(log.write, "finished", id=request)
     headers = [("Content-Type", "text/plain")]
     if view in ("stream", "flood"):
         start_response("200 OK", headers)
@@ -79,7 +73,9 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
                 connection.execute("SELECT 1")
                 if view == "error":
                     raise RuntimeError("as asked")
-                if view == "wait":
+                if view == "query":
+                    connection.execute("SELECT pg_sleep(%s)", [QUERY])
+                if view in ("wait", "block"):
                     log.write("waiting", id=request)
                     wait_at_gate(request)
     finally:
@@ -90,4 +86,4 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
 
 
 if not BARE:
-    app = lifeguard.wrap(app)
+    app = guard.wrap(app)
