@@ -293,9 +293,9 @@ class _CloseAsync(Call):
         super().__init__(adapter._aclose, awaits=True)
         self.adapter = adapter
 
-    def abandon(self) -> object:
+    def abandon(self) -> bool:
         self.adapter.sweep()
-        return None
+        return False
 
     def __str__(self) -> str:
         return f"close of pool {self.adapter.name!r}"

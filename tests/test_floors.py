@@ -22,9 +22,14 @@ FLOORS: list[dict[str, str]] = [
     # facts
     {"_core.errors": "", "_core.clock": "", "_core.fork": "", "_core.shield": "", "_core.ends": ""},
     # the idea
-    {"_core.lifetime": "", "_core.observer": ""},
+    {"_core.lifetime": "", "_core.observer": "", "_core.alarm": "_core.observer"},
     # its two uses
-    {"_core.resource": "", "_core.unit": "", "_core.worker": "_core.resource _core.unit"},
+    {
+        "_core.resource": "",
+        "_core.unit": "",
+        "_core.parent": "",
+        "_core.worker": "_core.resource _core.unit _core.parent",
+    },
     # definitions, and this process's worker
     {"_core.guard": ""},
     # hosts by protocol; _wrap is the front door to all of them

@@ -200,7 +200,7 @@ def test_the_import_loads_nothing_heavy() -> None:
         *(
             f"lifeguard._core.{name}"
             for name in (
-                *("clock", "ends", "errors", "fork", "guard", "lifetime"),
+                *("alarm", "clock", "ends", "errors", "fork", "guard", "lifetime"),
                 *("observer", "resource", "shield", "unit", "worker"),
             )
         ),

@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
-    from typing import Protocol
+    from typing import Any, Protocol
 
     class Endable(Protocol):
         def end(self) -> None: ...
@@ -74,6 +74,7 @@ def run(pid: int) -> None:
 # -- SIGTERM --------------------------------------------------------------------------------------
 
 _sigterm_pid = 0
+_takers = 0
 
 
 def take_sigterm() -> bool:
@@ -82,15 +83,18 @@ def take_sigterm() -> bool:
     Only where nobody else has taken it (the disposition is SIG_DFL), and only from the main
     thread, where Python lets handlers be set: that is, while the app is imported. A server that
     installs its own handler afterwards replaces this one. A child that inherits it dies of the
-    signal, as it would have.
+    signal, as it would have. True if it is taken: :func:`leave_sigterm` gives it back.
     """
-    global _sigterm_pid
+    global _sigterm_pid, _takers
     import threading
 
     if threading.current_thread() is not threading.main_thread():
         return False
     import signal
 
+    if _is_ours() and _sigterm_pid == os.getpid():
+        _takers += 1
+        return True
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         return False
     try:
@@ -98,8 +102,28 @@ def take_sigterm() -> bool:
     except ValueError:  # the main thread of a subinterpreter
         return False
     _sigterm_pid = os.getpid()
+    _takers = 1
     _register(_die_of_sigterm, (), 0)  # registered early, so it runs late
     return True
+
+
+def leave_sigterm() -> None:
+    """One taker less. The last one leaves the signal as it was, unless it has come already."""
+    global _takers
+    import signal
+
+    _takers -= 1
+    if _takers == 0 and not _terminated and _sigterm_pid == os.getpid() and _is_ours():
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        except ValueError:  # not in the main thread any more: it stays
+            _takers = 1
+
+
+def _is_ours() -> bool:
+    import signal
+
+    return signal.getsignal(signal.SIGTERM) is _on_sigterm
 
 
 _terminated = False
@@ -109,9 +133,16 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> None:
     global _terminated
     import signal
 
-    signal.signal(signum, signal.SIG_DFL)  # a second one ends the process at once
-    if os.getpid() != _sigterm_pid and _pid != os.getpid():
-        os.kill(os.getpid(), signum)  # a child with nothing of ours: as if we were not here
+    again = _terminated
+    stranger = os.getpid() not in (_sigterm_pid, _pid)
+    if (again or stranger) and _is_ours():  # else somebody's handler calls this one: it stays
+        signal.signal(signum, signal.SIG_DFL)
+    if stranger:  # a child with nothing of ours: as if we were not here
+        os.kill(os.getpid(), signum)
+        return
+    if again:
+        if not _hurry():
+            os.kill(os.getpid(), signum)  # now the default action
         return
     _terminated = True
     raise SystemExit(128 + signum)
@@ -133,3 +164,68 @@ def _die_of_sigterm() -> None:
             pass
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+# -- the second signal ----------------------------------------------------------------------------
+
+_waits: list[Callable[[], object]] = []  # what a signal cuts short
+_replaced: dict[int, Any] = {}  # handlers of others, called after that
+
+
+class cut_short_by_signals:
+    """While this block waits, a SIGTERM or SIGINT calls *hurry*, and then its own handler.
+
+    Whoever sends a second one wants the end now: not without clean-up, but without patience. Only
+    in the main thread, where Python lets handlers be set, and only beside a handler: a signal
+    that nobody handles goes on to end the process on the spot.
+    """
+
+    __slots__ = ("_hurry",)
+
+    def __init__(self, hurry: Callable[[], object]) -> None:
+        self._hurry = hurry
+
+    def __enter__(self) -> None:
+        _waits.append(self._hurry)
+        if _replaced:
+            return
+        import signal
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            handler = signal.getsignal(number)
+            if not callable(handler) or handler is _on_sigterm:
+                continue
+            try:
+                signal.signal(number, _on_second)
+            except ValueError:  # not in the main thread
+                return
+            _replaced[number] = handler
+
+    def __exit__(self, *exc: object) -> None:
+        _waits.remove(self._hurry)
+        if _waits or not _replaced:
+            return
+        import signal
+
+        for number in list(_replaced):
+            if signal.getsignal(number) is _on_second:
+                try:
+                    signal.signal(number, _replaced[number])
+                except ValueError:
+                    return
+            del _replaced[number]
+
+
+def _on_second(signum: int, frame: FrameType | None) -> None:
+    _hurry()
+    handler = _replaced.get(signum)
+    if handler is not None:
+        handler(signum, frame)
+
+
+def _hurry() -> bool:
+    """Cut the waits short. False if nothing waits."""
+    waits = list(_waits)
+    for hurry in waits:
+        hurry()
+    return bool(waits)

@@ -86,6 +86,13 @@ class Guard:
         self.two_callers = stack == 2  # and no suspects: what the fast path of a borrow asks
         self._lock = RLock()
         self._worker = Worker(self, awaits=False)  # never opened: "off" is an object too
+        if die_with_parent:
+            from . import parent  # now: it notes who the parent is
+
+            fork.watch(self)
+            self.watch_parent: Callable[[float], None] | None = parent.watch
+        else:
+            self.watch_parent = None
 
     # -- definitions ---------------------------------------------------------------------------
 
@@ -384,18 +391,36 @@ class Guard:
 class WorkerBlock:
     """Holds the worker open for a ``with`` or ``async with`` block. See :meth:`Guard.worker`."""
 
-    __slots__ = ("_guard", "_resources", "_worker")
+    __slots__ = ("_guard", "_resources", "_sigterm", "_worker")
 
     def __init__(self, guard: Guard, resources: list[Resource[Any]]) -> None:
         self._guard = guard
         self._resources = resources
         self._worker: Worker | None = None
+        self._sigterm = False
 
     def __enter__(self) -> Worker:
-        if self._guard.handle_sigterm:
-            ends.take_sigterm()
-        self._worker = self._guard.acquire(self._resources)
+        self._take_sigterm()
+        try:
+            self._worker = self._guard.acquire(self._resources)
+        except BaseException:
+            self._leave_sigterm()
+            raise
         return self._worker
+
+    def _take_sigterm(self) -> None:
+        self._sigterm = self._guard.handle_sigterm and ends.take_sigterm()
+
+    def _leave_sigterm(self) -> None:
+        if self._sigterm:
+            self._sigterm = False
+            ends.leave_sigterm()
+
+    def _left(self) -> Worker:
+        worker, self._worker = self._worker, None
+        if worker is None:
+            raise LifeguardError("this block was left before it was entered")
+        return worker
 
     def __exit__(
         self,
@@ -403,20 +428,23 @@ class WorkerBlock:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        worker, self._worker = self._worker, None
-        if worker is None:
-            raise LifeguardError("this block was left before it was entered")
+        worker = self._left()
         try:
             self._guard.leave(worker)
         except Exception as error:
             if exc is None:
                 raise
             self._guard.report(worker, error)
+        finally:
+            self._leave_sigterm()
 
     async def __aenter__(self) -> Worker:
-        if self._guard.handle_sigterm:
-            ends.take_sigterm()
-        self._worker = await self._guard.aacquire(self._resources)
+        self._take_sigterm()
+        try:
+            self._worker = await self._guard.aacquire(self._resources)
+        except BaseException:
+            self._leave_sigterm()
+            raise
         return self._worker
 
     async def __aexit__(
@@ -425,15 +453,15 @@ class WorkerBlock:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        worker, self._worker = self._worker, None
-        if worker is None:
-            raise LifeguardError("this block was left before it was entered")
+        worker = self._left()
         try:
             await self._guard.aleave(worker)
         except Exception as error:
             if exc is None:
                 raise
             self._guard.report(worker, error)
+        finally:
+            self._leave_sigterm()
 
 
 async def _identity(awaitable: Any) -> Any:

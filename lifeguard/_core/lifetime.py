@@ -84,11 +84,15 @@ class Exit:
     def end(self, exc: BaseException | None) -> None:
         """Be told what the lifetime ended with. Only those that care keep it."""
 
-    def abandon(self) -> object:
-        """Do what can be done without an event loop. Raises if that is nothing."""
+    def abandon(self) -> bool:
+        """Do what can be done without an event loop. True if that is all there was to do.
+
+        Raises :exc:`NotImplementedError` if it is nothing.
+        """
         if self.awaits:
-            raise RuntimeError(f"{self} could not run: its event loop is gone")
-        return self.run(awaits=False)
+            raise NotImplementedError(f"{self} could not run: its event loop is gone")
+        self.run(awaits=False)
+        return True
 
 
 class Call(Exit):

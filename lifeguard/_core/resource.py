@@ -115,13 +115,13 @@ class _LeaveKeeper(Call):
             if self.adapter is not None:
                 self.adapter.sweep()
 
-    def abandon(self) -> object:
+    def abandon(self) -> bool:
         if self.keeper.is_done:
-            return None
+            return True
         if self.adapter is None or not self.adapter.can_abandon():
-            raise RuntimeError(f"{self} did not run: its event loop is gone")
+            raise NotImplementedError(f"{self} could not run: its event loop is gone")
         self.adapter.sweep()
-        return None
+        return False
 
     def __str__(self) -> str:
         return f"exit of resource {self.keeper.name!r}"

@@ -155,6 +155,12 @@ class Latch:
             except RuntimeError:  # the loop of that waiter is closed, so nobody waits
                 pass
 
+    def set_soon(self) -> None:
+        """Set it from a signal handler: this thread may be asleep in the very wait, or its loop."""
+        from _thread import start_new_thread
+
+        start_new_thread(self.set, ())
+
     def wait(self, seconds: float | None = None) -> bool:
         """Wait in this thread, at most so long. True if it is set."""
         if self._closed.acquire(timeout=-1 if seconds is None else max(0.0, seconds)):

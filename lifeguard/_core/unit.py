@@ -74,8 +74,9 @@ class Borrow(Exit):
         unit.worker.guard.report_leak(leak)
         return result
 
-    def abandon(self) -> object:
-        return self.run(awaits=False)
+    def abandon(self) -> bool:
+        self.run(awaits=False)
+        return True
 
     def stack(self) -> list[str]:
         """Where it was borrowed, outermost call first: ``file.py:12 in function``."""

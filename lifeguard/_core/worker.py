@@ -10,6 +10,7 @@ import os
 import weakref
 
 from . import ends, fork
+from .alarm import limit
 from .clock import now
 from .errors import explain, redact
 from .lifetime import (
@@ -19,6 +20,7 @@ from .lifetime import (
     OPEN,
     OPENING,
     Call,
+    Exit,
     Lifetime,
     adrive,
     drive,
@@ -30,12 +32,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable
-    from typing import Any
+    from typing import Any, TypeVar
 
     from .guard import Guard
-    from .lifetime import Plan
+    from .lifetime import Plan, Step
     from .resource import Resource
     from .unit import Unit
+
+    T = TypeVar("T")
 
 
 class Worker(Lifetime):
@@ -136,7 +140,7 @@ class Worker(Lifetime):
                 exc.add_note(redact(f"while {resource} was opened in process {self.pid}"))
                 raise
             self.values[resource] = value  # opened first, registered after
-            self.append(exit_)
+            self.append(_Close(resource, exit_))
             tell(self.guard.observers, "resource_opened", resource, now() - started)
 
     async def _notice_end_of_loop(self) -> None:
@@ -160,6 +164,8 @@ class Worker(Lifetime):
         self.serving = True
         fork.watch(self.guard)
         ends.register(self)
+        if self.guard.watch_parent is not None:
+            self.guard.watch_parent(2 * self.guard.grace + 1)
         self.opened.set()
         tell(self.guard.observers, "worker_opened", self)
 
@@ -190,7 +196,8 @@ class Worker(Lifetime):
             yield _WaitForUnits(self)
         except BaseException as error:  # whatever it was, the resources close
             failed.append(error)
-        errors = failed + (yield from super()._closing(exc, sync_only=sync_only))
+        exits = super()._closing(exc, sync_only=sync_only)
+        errors = failed + (yield from _limited(exits, self.guard.grace))
         self._is_closed(errors)
         return errors
 
@@ -234,25 +241,34 @@ class Worker(Lifetime):
         if not self._claim():
             return
         self.serving = False
+        cut: list[str] = []  # what was closed without a word to whoever used it
         lost: list[str] = []
         errors: list[BaseException] = []
         while self:
             exit_ = self.pop()
+            what = str(exit_)
             try:
-                exit_.abandon()
-            except RuntimeError as exc:
-                lost.append(str(exc))
+                with limit(self.guard.grace, what):
+                    if not exit_.abandon():
+                        cut.append(what)
+            except NotImplementedError:
+                lost.append(what)
             except BaseException as exc:
                 errors.append(exc)
         self._is_closed(errors)
         for error in errors:
             self.guard.report(self, error)
-        if lost:
-            logger("worker").error(
-                "%s ended after its event loop was gone. %s. Let the server start and stop the "
+        if cut or lost:
+            said = [
+                f"Closed abruptly (Terminate sent, sockets shut): {'; '.join(cut)}." if cut else "",
+                f"Could not run: {'; '.join(lost)}." if lost else "",
+            ]
+            logger("worker").log(
+                40 if lost else 30,  # logging.ERROR, logging.WARNING
+                "%s ended after its event loop was gone. %s Let the server start and stop the "
                 "app, or close the worker before the loop.",
                 self,
-                "; ".join(lost),
+                " ".join(filter(None, said)),
                 extra={"lifeguard_pid": self.pid},
             )
 
@@ -308,6 +324,65 @@ class _Open:
         return self.resource.open(awaits)
 
 
+class _Close(Exit):
+    """The exit of one resource, under its name."""
+
+    __slots__ = ("awaits", "exit", "resource")
+
+    def __init__(self, resource: Resource[Any], exit_: Exit) -> None:
+        self.resource = resource
+        self.exit = exit_
+        self.awaits = exit_.awaits
+
+    def run(self, awaits: bool) -> object:
+        return self.exit.run(awaits)
+
+    def end(self, exc: BaseException | None) -> None:
+        self.exit.end(exc)
+
+    def abandon(self) -> bool:
+        return self.exit.abandon()
+
+    def __str__(self) -> str:
+        return f"closing {self.resource}"
+
+
+def _limited(plan: Plan[T], seconds: float) -> Plan[T]:
+    """*plan*, whose steps may not block for longer than *seconds*, all of them together.
+
+    A step that comes late, because one before it hung, still gets a tenth of that.
+    """
+    deadline = now() + seconds
+    try:
+        step = next(plan)
+        while True:
+            try:
+                result = yield _Limited(step, max(deadline - now(), seconds / 10))
+            except BaseException as exc:
+                step = plan.throw(exc)
+            else:
+                step = plan.send(result)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+
+
+class _Limited:
+    """A step that may not block for longer than so many seconds."""
+
+    __slots__ = ("seconds", "step")
+
+    def __init__(self, step: Step, seconds: float) -> None:
+        self.step = step
+        self.seconds = seconds
+
+    def run(self, awaits: bool) -> Any:
+        with limit(self.seconds, self.step):
+            return self.step.run(awaits)
+
+    def __str__(self) -> str:
+        return str(self.step)
+
+
 class _Unwatch(Call):
     """Ends the task that notices the end of the loop. Nothing is lost if the loop is gone."""
 
@@ -317,8 +392,8 @@ class _Unwatch(Call):
         super().__init__(keeper.close, awaits=True)
         self.keeper = keeper
 
-    def abandon(self) -> object:
-        return None
+    def abandon(self) -> bool:
+        return True
 
 
 class _WaitForUnits:
@@ -327,58 +402,71 @@ class _WaitForUnits:
     It registers a last exit on every unit: that is how one hears of the end of a lifetime.
     """
 
-    __slots__ = ("deadline", "waiting", "worker")
+    __slots__ = ("_over", "_pending", "worker")
 
     bounded = True  # it looks at the clock itself, to say what it gave up on
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
-        self.deadline = 0.0
-        self.waiting: list[tuple[Unit, Latch]] = []
+        self._pending: set[Unit] = set()
+        self._over = Latch()
 
     def run(self, awaits: bool) -> Any:
-        self.deadline = now() + self.worker.guard.grace
         mine = self.worker.guard.current.get()
+        waiting: list[Unit] = []
         for unit in self.worker.running():
             if unit is mine:
                 continue  # this very unit closes the worker: it cannot be waited for in here
             if unit in self.worker.given_up or not (unit or unit.awaited):
                 continue
-            latch = Latch()
-            unit.insert(0, Call(latch.set, awaits=False))  # the first registered runs last
-            if unit.state is not CLOSED:
-                self.waiting.append((unit, latch))
-        if not self.waiting:
+            waiting.append(unit)
+        self._pending.update(waiting)
+        for unit in waiting:
+            unit.insert(0, Call(self._ended, (unit,), awaits=False))  # the first one runs last
+            if unit.state is CLOSED:
+                self._ended(unit)
+        if not self._pending:
             return None
         return self._await_all() if awaits else self._wait_all()
 
+    def _ended(self, unit: Unit) -> None:
+        self._pending.discard(unit)
+        if not self._pending:
+            self._over.set()
+
     def _wait_all(self) -> None:
-        for _, latch in self.waiting:
-            latch.wait(max(0.0, self.deadline - now()))
-        self._give_up()
+        try:
+            with ends.cut_short_by_signals(self._over.set_soon):
+                self._over.wait(self.worker.guard.grace)
+        finally:
+            self._give_up()
 
     async def _await_all(self) -> None:
         import anyio
 
-        with anyio.move_on_after(max(0.0, self.deadline - now())):
-            for _, latch in self.waiting:
-                await latch.wait_async()
-        self._give_up()
+        try:
+            with (
+                ends.cut_short_by_signals(self._over.set_soon),
+                anyio.move_on_after(self.worker.guard.grace),
+            ):
+                await self._over.wait_async()
+        finally:
+            self._give_up()
 
     def _give_up(self) -> None:
-        for unit, latch in self.waiting:
-            if latch.is_set():
-                continue
+        for unit in list(self._pending):
             self.worker.given_up.add(unit)
             age = unit.age
             logger("worker").warning(
-                "%s closes although %s is still running, %.1f s after it began%s: it was given "
-                "%g s to end (grace). What it uses is closed now.",
+                "%s closes although %s is still running, %.1f s after it began%s: %s. "
+                "What it uses is closed now.",
                 self.worker,
                 str(unit),  # now: it forgets its name with its end
                 age,
                 f" at {unit.place}" if unit.place else "",
-                self.worker.guard.grace,
+                "a second signal cut its grace short"
+                if self._over.is_set()
+                else f"it was given {self.worker.guard.grace:g} s to end (grace)",
                 extra={"lifeguard_unit": unit.name, "lifeguard_age": age},
             )
             tell(self.worker.guard.observers, "unit_given_up", unit, age)

@@ -938,7 +938,7 @@ def test_a_loop_closed_under_a_worker_is_reported(
     assert worker.state is CLOSED
     (record,) = [record for record in caplog.records if record.name == "lifeguard.worker"]
     assert "ended after its event loop was gone" in record.getMessage()
-    assert "exit of resource 'lost' did not run" in record.getMessage()
+    assert "Could not run: closing resource 'lost' (made at " in record.getMessage()
     assert "close the worker before the loop" in record.getMessage()
 
 
