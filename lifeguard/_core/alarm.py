@@ -98,5 +98,35 @@ def _watch(is_over: LockType, seconds: float, what: str, thread: int) -> None:
     )
 
 
+class last_resort:
+    """End the process by force if this block takes longer than *seconds*. Stacks go to stderr.
+
+    For the end of the process, when an exit hangs that not even :class:`limit` interrupts: one
+    that swallows the interruption, or hangs in C. The watch is faulthandler's, which does not
+    need the interpreter; a ``dump_traceback_later()`` of the app's own ends with it.
+    """
+
+    __slots__ = ("_armed", "_seconds")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = max(seconds, LEAST)
+        self._armed = False
+
+    def __enter__(self) -> None:
+        import faulthandler
+
+        try:
+            faulthandler.dump_traceback_later(self._seconds, exit=True)
+            self._armed = True
+        except (RuntimeError, ValueError, OSError, AttributeError):
+            pass  # there is no stderr to write to: then it waits, as it would have without us
+
+    def __exit__(self, *exc: object) -> None:
+        if self._armed:
+            import faulthandler
+
+            faulthandler.cancel_dump_traceback_later()
+
+
 def _at(frame: FrameType | None) -> str:
     return f" at {frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""

@@ -10,7 +10,7 @@ import os
 import weakref
 
 from . import ends, fork
-from .alarm import limit
+from .alarm import last_resort, limit
 from .clock import now
 from .errors import explain, redact
 from .lifetime import (
@@ -225,16 +225,17 @@ class Worker(Lifetime):
         """Close from outside, at the end of the process: whatever can still be done is done."""
         if self.pid != os.getpid() or self.state is not OPEN:
             return
-        try:
-            if self.awaits and self.loop is not None:
-                if not finish_on(self.loop, self._aclose_quietly, self.guard.grace * 2):
+        with last_resort(4 * self.guard.grace + 1):  # units, exits, and both once more, late
+            try:
+                if self.awaits and self.loop is not None:
+                    if not finish_on(self.loop, self._aclose_quietly, self.guard.grace * 2):
+                        self.abandon()
+                elif self.awaits:  # trio has no loop to be run again
                     self.abandon()
-            elif self.awaits:  # trio has no loop to be run again
-                self.abandon()
-            else:
-                self.close()
-        except Exception as exc:
-            self.guard.report(self, exc)
+                else:
+                    self.close()
+            except Exception as exc:
+                self.guard.report(self, exc)
 
     def abandon(self) -> None:
         """Close without the event loop, which is gone: sockets are shut, callbacks are reported."""
