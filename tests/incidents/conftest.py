@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from lifeguard.testing import Postgres
 from tests.incidents.serving import Sides, both_sides
+from tests.support.tls import tls_postgres
+
+
+@pytest.fixture(scope="session")
+def tls_pg() -> Iterator[Postgres]:
+    """A PostgreSQL that is reached through TLS only."""
+    with tls_postgres() as server:
+        yield server
 
 
 @pytest.fixture

@@ -19,10 +19,14 @@ from tests.support.eventlog import ENV, EventLog
 
 ROOT = Path(__file__).resolve().parents[2]
 
+#: Arguments of ``python -m``; those of uWSGI, which is no module, of a script beside python.
 SERVERS = {
     "uvicorn": "uvicorn {app}:app --port {port} --log-level info",
     "gunicorn": "gunicorn {app}:app --bind 127.0.0.1:{port} --no-control-socket",
     "waitress": "waitress --listen 127.0.0.1:{port} {app}:app",
+    "hypercorn": "hypercorn --bind 127.0.0.1:{port} {app}:app",
+    "daphne": "daphne -b 127.0.0.1 -p {port} {app}:app",
+    "uwsgi": "uwsgi --http-socket 127.0.0.1:{port} --module {app}:app --master --die-on-term",
     "script": "{app}",
 }
 
@@ -50,7 +54,7 @@ class Process:
         }
         with self.output.open("wb") as output:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", *self.command],
+                self.argv(),
                 cwd=ROOT,
                 env=env,
                 stdin=subprocess.DEVNULL,
@@ -58,6 +62,11 @@ class Process:
                 stderr=output,
                 start_new_session=True,
             )
+
+    def argv(self) -> list[str]:
+        if self.command[0] == "uwsgi":
+            return [str(Path(sys.executable).with_name("uwsgi")), *self.command[1:]]
+        return [sys.executable, "-m", *self.command]
 
     @property
     def pid(self) -> int:
