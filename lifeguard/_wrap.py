@@ -48,6 +48,14 @@ class Lifeguard(Guard):
       server's master that is killed leaves its workers behind otherwise, with their connections.
     * *cancel_on_disconnect*: cancel an HTTP app when its client is gone (most servers let it run
       on, holding its connection).
+    * *safety_net*: let PostgreSQL end the connections of a worker that was killed or frozen, of
+      pools that are resources. A mapping changes single settings, such as
+      ``{"idle_in_transaction_session_timeout": "1min"}``, or leaves them alone (``None``); False
+      sets nothing. What somebody else has set is never touched: see docs/pools.md.
+    * *name*: what PostgreSQL calls this app in ``application_name``, instead of the program's
+      name, if nobody sets another: ``<name>@<host>:<pid>``.
+
+    Raises :exc:`TypeError` or :exc:`ValueError` for a *safety_net* or *name* that cannot be one.
     """
 
     def __init__(
@@ -60,7 +68,13 @@ class Lifeguard(Guard):
         handle_sigterm: bool = True,
         die_with_parent: bool = False,
         cancel_on_disconnect: bool = False,
+        safety_net: bool | Mapping[str, str | None] = True,
+        name: str | None = None,
     ) -> None:
+        if safety_net is not True or name is not None:
+            from ._net import check_options
+
+            check_options(safety_net, name)
         super().__init__(
             grace=grace,
             open_timeout=open_timeout,
@@ -70,6 +84,8 @@ class Lifeguard(Guard):
             die_with_parent=die_with_parent,
         )
         self.cancel_on_disconnect = cancel_on_disconnect
+        self.safety_net = safety_net
+        self.name = name
         self.has_front_door = False  # an app is wrapped, so that requests are units
 
     def wrap(self, app: App, *, resources: Iterable[object] = ()) -> App:

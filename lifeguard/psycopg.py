@@ -21,6 +21,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import psycopg_pool
+from psycopg import OperationalError
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from ._core import ends, fork
@@ -31,6 +32,8 @@ from ._core.observer import logger
 from ._core.resource import Adapter
 from ._core.shield import running_loop, shielded
 from ._core.unit import Borrow, Unit, plumbing
+from ._net import Net
+from ._psycopg_net import aspread, spread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -70,19 +73,41 @@ class PoolAdapter(Adapter):
         connection = getattr(type(pool).connection, "__wrapped__", None)  # a context manager's
         self.plumbing: CodeType | None = getattr(connection, "__code__", None)
         self.made: weakref.WeakSet[Any] = weakref.WeakSet()  # connections in the pool and out
+        self.net = self._new_net()
         self.obj._lifeguard = self
         self.obj._lifeguard_unit = guard.current.get
         self.obj.__class__ = _tracked(type(pool))  # from here on the pool's own threads are in it
-        for conn in list(getattr(self.obj, "_pool", ())):
-            self.note(conn)
+        self.made.update(list(getattr(self.obj, "_pool", ())))  # and noted at their first borrow
         fork.watch(self)  # not by the guard: a pool that was yielded is known to nobody else
         if not self.obj.closed:  # a program that never opens a worker still ends
             ends.register(self)
 
-    def note(self, conn: Any) -> None:
+    def note(self, conn: Any) -> Borrow:
         """*conn* is new in the pool."""
-        conn._lifeguard = Borrow(self, None)  # it knows its thing while that is out: no cycle
+        borrow: Borrow
+        borrow = conn._lifeguard = Borrow(self, None)  # knows its thing while it is out: no cycle
         self.made.add(conn)
+        return borrow
+
+    def _new_net(self) -> Net | None:
+        overrides = getattr(self.guard, "safety_net", True)
+        if overrides is False:
+            return None
+        return Net(self.name, overrides, getattr(self.guard, "name", None))
+
+    def welcome(self, conn: Any) -> Borrow:
+        """*conn* is borrowed for the first time. It was made before the pool was adopted."""
+        try:
+            spread(self.net, conn)
+        except OperationalError:  # lost: its borrower is told by the first query, as ever
+            pass
+        except BaseException:
+            _cut(conn)
+            conn._pool = self.obj
+            _base(self.obj).putconn(self.obj, conn)
+            conn._pool = None
+            raise
+        return self.note(conn)
 
     def end(self) -> None:
         """The process ends. A sync pool that is not closed delays that by 20 s (psycopg#954)."""
@@ -202,6 +227,7 @@ class PoolAdapter(Adapter):
             self.made = weakref.WeakSet()
             fork.keep((made, list(pool._workers), pool._sched_runner, pool._waiting))
             fork.keep((getattr(pool, "_tasks", None), getattr(pool, "_sched", None)))
+            self.net = self._new_net()
             self._rewind()
         except AttributeError:
             _poison(pool)
@@ -262,6 +288,18 @@ class AsyncPoolAdapter(PoolAdapter):
             exc.add_note(f"pool {self.name!r} connects to {_host(pool)}")
             raise
         await conn.close()
+
+    async def awelcome(self, conn: Any) -> Borrow:
+        try:
+            await aspread(self.net, conn)
+        except OperationalError:
+            pass
+        except BaseException:  # cancelled, say
+            _cut(conn)
+            conn._pool = self.obj
+            await shielded(self._put, conn)
+            raise
+        return self.note(conn)
 
     def take_back(self, thing: Any, awaits: bool) -> object:
         if not self._take(thing):
@@ -333,9 +371,13 @@ def _make_sync(cls: Any) -> type:
 
         def getconn(self, timeout: float | None = None) -> Any:
             conn = base_getconn(self, timeout)
+            try:
+                borrow = conn._lifeguard
+            except AttributeError:
+                borrow = self._lifeguard.welcome(conn)
             unit = self._lifeguard_unit()
             if unit is not None:
-                _lend(self._lifeguard, unit, conn)
+                _lend(self._lifeguard, unit, conn, borrow)
             return conn
 
         def putconn(self, conn: Any) -> None:
@@ -357,6 +399,11 @@ def _make_sync(cls: Any) -> type:
 
         def _connect(self, timeout: float | None = None) -> Any:
             conn = base_connect(self, timeout)
+            try:
+                spread(self._lifeguard.net, conn)
+            except BaseException:  # lost, or interrupted: the pool tries again, and counts right
+                _cut(conn)
+                raise
             self._lifeguard.note(conn)
             return conn
 
@@ -374,9 +421,13 @@ def _make_async(cls: Any) -> type:
 
         async def getconn(self, timeout: float | None = None) -> Any:
             conn = await base_getconn(self, timeout)
+            try:
+                borrow = conn._lifeguard
+            except AttributeError:
+                borrow = await self._lifeguard.awelcome(conn)
             unit = self._lifeguard_unit()
             if unit is not None:
-                _lend(self._lifeguard, unit, conn)
+                _lend(self._lifeguard, unit, conn, borrow)
             return conn
 
         async def putconn(self, conn: Any) -> None:
@@ -421,6 +472,11 @@ def _make_async(cls: Any) -> type:
 
         async def _connect(self, timeout: float | None = None) -> Any:
             conn = await base_connect(self, timeout)
+            try:
+                await aspread(self._lifeguard.net, conn)
+            except BaseException:
+                _cut(conn)
+                raise
             self._lifeguard.note(conn)
             return conn
 
@@ -460,13 +516,8 @@ def _reopening(cls: Any) -> type:
 _NOT_NOTED = Borrow(None, None)  # type: ignore[arg-type]
 
 
-def _lend(adapter: PoolAdapter, unit: Unit, conn: Any) -> None:
+def _lend(adapter: PoolAdapter, unit: Unit, conn: Any, borrow: Borrow) -> None:
     """Note that *conn* is out in *unit*, and who asked for it. On the hot path of every borrow."""
-    try:
-        borrow: Borrow = conn._lifeguard
-    except AttributeError:
-        adapter.note(conn)
-        borrow = conn._lifeguard
     guard = adapter.guard
     frame: Any = _frame(2)
     code = frame.f_code

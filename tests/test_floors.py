@@ -32,6 +32,8 @@ FLOORS: list[dict[str, str]] = [
     },
     # definitions, and this process's worker
     {"_core.guard": ""},
+    # what PostgreSQL is told, whatever the driver
+    {"_net": ""},
     # hosts by protocol; _wrap is the front door to all of them
     {
         "asgi": "",
@@ -47,7 +49,8 @@ FLOORS: list[dict[str, str]] = [
         "celery": "",
         "django": "",
         "gunicorn": "",
-        "psycopg": "",
+        "psycopg": "_psycopg_net",
+        "_psycopg_net": "",
         "sqlalchemy": "",
         "asyncpg": "",
         "leaks": "",
