@@ -228,7 +228,14 @@ class Worker(Lifetime):
         with last_resort(4 * self.guard.grace + 1):  # units, exits, and both once more, late
             try:
                 if self.awaits and self.loop is not None:
-                    if not finish_on(self.loop, self._aclose_quietly, self.guard.grace * 2):
+                    seconds = _BRIEF if ends.is_late() else self.guard.grace * 2
+                    try:
+                        done = finish_on(self.loop, self._aclose_quietly, seconds)
+                    except TimeoutError:
+                        if self.state is not OPEN:
+                            raise
+                        done = False  # nothing runs on this loop any more: something blocks it
+                    if not done:
                         self.abandon()
                 elif self.awaits:  # trio has no loop to be run again
                     self.abandon()
@@ -311,6 +318,9 @@ class Worker(Lifetime):
         self.values = {}
         self.serving = False
         self.discard()
+
+
+_BRIEF = 0.25  # seconds for a loop that may be blocked, where there is no time to lose
 
 
 class _Open:

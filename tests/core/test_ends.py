@@ -310,6 +310,190 @@ with sync.worker():
     assert events == ["open", "ready", "hangs"]
 
 
+UNIT = """
+from lifeguard._core import ends
+inside, waiting = threading.Event(), threading.Event()
+
+def hang():
+    with sync.unit("hangs"):
+        inside.set()
+        while not ends._waits:  # the worker waits for this very unit
+            pass
+        say("ready")
+        threading.Event().wait()
+
+sync.grace = 60
+threading.Thread(target=hang, daemon=True).start()
+inside.wait()
+"""
+
+
+def test_a_second_sigterm_cuts_the_wait_for_units_short() -> None:
+    """The first one lets units end, within the grace. Whoever sends another wants the end now:
+    what is open is closed all the same, and the log says whose time was cut."""
+    wrapped = "sync.wrap(lambda environ, start_response: [])"
+    code = f"{PRELUDE}\n{wrapped}\n{UNIT}\nos.kill(os.getpid(), signal.SIGTERM)\n"
+    with start(code) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline().strip() for _ in range(2)]
+        assert lines == ["open", "ready"]  # the first signal has come, and it waits
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+    assert out.split() == ["close"], err
+    assert process.returncode == -signal.SIGTERM
+    assert "unit 'hangs' is still running" in err
+    assert "a second signal cut its grace short" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_cuts_it_short_beside_a_handler_of_the_users_own(
+    number: signal.Signals,
+) -> None:
+    """A server has handlers of its own. They are called as before, and are in place afterwards."""
+    code = f"""
+signal.signal({number:d}, lambda signum, frame: say("theirs"))
+theirs = signal.getsignal({number:d})
+block = sync.worker()
+block.__enter__()
+{UNIT}
+os.kill(os.getpid(), {number:d})
+block.__exit__(None, None, None)
+assert signal.getsignal({number:d}) is theirs
+"""
+    with start(f"{PRELUDE}\n{code}") as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline().strip() for _ in range(3)]
+        assert lines == ["open", "theirs", "ready"]
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+    assert out.split() == ["theirs", "close"], err
+    assert process.returncode == 0
+
+
+def test_a_second_signal_wakes_a_loop_that_waits() -> None:
+    """The same in a program that asyncio runs, whose loop sleeps when the signal comes."""
+    code = """
+from lifeguard._core import ends
+
+async def hang():
+    async with lifeguard.unit("hangs"):
+        while not ends._waits:
+            await asyncio.sleep(0)
+        say("ready")
+        await asyncio.Event().wait()
+
+async def main():
+    told = asyncio.Event()
+    signal.signal(signal.SIGTERM, lambda *_: told.set())  # as uvicorn does it
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, say, "int")
+    async with lifeguard.worker():
+        task = asyncio.create_task(hang())
+        while not lifeguard._default._worker.running():
+            await asyncio.sleep(0)
+    task.cancel()
+
+lifeguard._default.grace = 60
+asyncio.run(main())
+say("end")
+"""
+    with start(f"{PRELUDE}\n{code}") as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline().strip() for _ in range(3)]
+        assert lines == ["open", "aopen", "ready"]
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+    assert out.split() == ["aclose", "close", "end"], err
+    assert process.returncode == 0, err
+    assert "a second signal cut its grace short" in err
+
+
+def test_a_handler_that_calls_the_one_before_it() -> None:
+    """Handlers are chained like that. It unwinds as if it had been called itself, and the
+    handler that calls it stays in place."""
+    events = terminated(
+        f"""
+block = sync.worker()
+block.__enter__()
+before = signal.getsignal(signal.SIGTERM)
+def mine(signum, frame):
+    say("mine")
+    before(signum, frame)
+signal.signal(signal.SIGTERM, mine)
+try:
+    {"    ".join(WAIT.strip().splitlines(keepends=True))}
+finally:
+    assert signal.getsignal(signal.SIGTERM) is mine
+""",
+        -signal.SIGTERM,
+    )
+    assert events == ["open", "ready", "mine", "finally", "close"]
+
+
+def test_sigterm_is_given_back() -> None:
+    """After the last block that took it, it is what it was; an app that was wrapped keeps it."""
+    result = python(
+        f"""{PRELUDE}
+def taken():
+    return signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+
+with sync.worker():
+    with sync.worker():
+        say(taken())
+    say(taken())
+say(taken())
+with sync.worker():
+    sync.wrap(lambda environ, start_response: [b""])
+say(taken())
+"""
+    )
+    assert result.stdout.split() == [
+        "open",
+        "True",
+        "True",
+        "close",
+        "False",
+        "open",
+        "close",
+        "True",
+    ]
+
+
+def test_a_sigterm_during_the_opening() -> None:
+    """What was open by then is closed again, and what was not is not."""
+    events = terminated(
+        """
+@sync.resource
+def slow():
+    say("ready")
+    threading.Event().wait()
+    yield 1
+with sync.worker():
+    pass
+""",
+        -signal.SIGTERM,
+    )
+    assert events == ["open", "ready", "close"]
+
+
+def test_a_sigterm_during_an_async_opening() -> None:
+    """The same where there is a loop."""
+    events = terminated(
+        """
+@lifeguard.resource
+async def slow():
+    say("ready")
+    await asyncio.Event().wait()
+    yield 1
+async def main():
+    async with lifeguard.worker():
+        pass
+asyncio.run(main())
+""",
+        -signal.SIGTERM,
+    )
+    assert events == ["open", "aopen", "ready", "aclose", "close"]
+
+
 def test_a_child_with_nothing_of_its_own_dies_of_sigterm_as_before() -> None:
     """It inherits the handler, and neither unwinds the parent's blocks nor changes its status."""
     result = python(
@@ -353,12 +537,23 @@ def test_sigterm_is_taken_in_the_main_thread_only() -> None:
 # -- multiprocessing ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_child_of_multiprocessing_closes_at_its_end(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("package", "method"),
+    [
+        ("multiprocessing", "fork"),
+        ("multiprocessing", "spawn"),
+        ("multiprocessing", "forkserver"),
+        ("billiard", "fork"),
+        ("billiard", "spawn"),
+    ],
+)
+def test_a_child_of_multiprocessing_closes_at_its_end(
+    package: str, method: str, tmp_path: Path
+) -> None:
     """atexit does not run there; Finalize does. Exit codes stay."""
     result = python(
         f"""{PRELUDE}
-import multiprocessing
+import {package} as multiprocessing
 
 def child():
     use_sync()
