@@ -481,6 +481,15 @@ class _WaitForUnits:
                 extra={"lifeguard_unit": unit.name, "lifeguard_age": age},
             )
             tell(self.worker.guard.observers, "unit_given_up", unit, age)
+            for out in unit.borrows():
+                try:
+                    unit.remove(out)
+                except ValueError:  # returned in this moment
+                    continue
+                try:
+                    out.lender.take_back(out.thing, False)
+                except Exception as exc:
+                    self.worker.guard.report(unit, exc)
 
 
 def failed_to_open(exc: BaseException) -> str:
