@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from psycopg import OperationalError
 from psycopg.generators import execute
-from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 
 from ._net import Net, Refused
 
@@ -23,16 +24,16 @@ if TYPE_CHECKING:
 def spread(net: Net | None, conn: Any) -> None:
     """Spread *net* below a connection that nobody uses yet.
 
-    What PostgreSQL refuses is logged. Raises what :meth:`Connection.wait` raises: the connection is
-    lost, or somebody interrupts.
+    What PostgreSQL refuses is logged. Raises :exc:`psycopg.OperationalError` if the connection is
+    lost, and whatever interrupts :meth:`Connection.wait`.
     """
     if net is None or conn.pgconn.transaction_status != TransactionStatus.IDLE:
         return
     steps = _steps(net, conn.pgconn)
-    query = _next(steps)
+    query = _next(steps, conn.pgconn)
     while query is not None:
         conn.pgconn.send_query(query)
-        query = _next(steps, conn.wait(execute(conn.pgconn)))
+        query = _next(steps, conn.pgconn, conn.wait(execute(conn.pgconn)))
 
 
 async def aspread(net: Net | None, conn: Any) -> None:
@@ -40,10 +41,10 @@ async def aspread(net: Net | None, conn: Any) -> None:
     if net is None or conn.pgconn.transaction_status != TransactionStatus.IDLE:
         return
     steps = _steps(net, conn.pgconn)
-    query = _next(steps)
+    query = _next(steps, conn.pgconn)
     while query is not None:
         conn.pgconn.send_query(query)
-        query = _next(steps, await conn.wait(execute(conn.pgconn)))
+        query = _next(steps, conn.pgconn, await conn.wait(execute(conn.pgconn)))
 
 
 def _steps(net: Net, pgconn: Any) -> Steps:
@@ -53,12 +54,14 @@ def _steps(net: Net, pgconn: Any) -> Steps:
     return net.steps(address, pgconn.backend_pid)
 
 
-def _next(steps: Steps, results: list[Any] | None = None) -> bytes | None:
+def _next(steps: Steps, pgconn: Any, results: list[Any] | None = None) -> bytes | None:
     """The next statement, after the *results* of the one before; None if there is none."""
     try:
         if results is None:
             return next(steps)
         result = results[-1]
+        if pgconn.status == ConnStatus.BAD:
+            raise OperationalError(f"connection lost: {result.get_error_message()}")
         if result.status != ExecStatus.TUPLES_OK:
             return steps.throw(Refused(result.get_error_message()))
         rows, columns = range(result.ntuples), range(result.nfields)
