@@ -96,7 +96,7 @@ class _End:
             self._prepare_uvicorn(config)
             return
         if self.loop is not None:  # -k asgi: its own handler would wait for the loop
-            self.loop.remove_signal_handler(signal.SIGABRT)
+            self.loop.add_signal_handler(signal.SIGABRT, _nothing)  # uvloop removes none
             signal.signal(signal.SIGABRT, self._interrupt)
         self._listen()
 
@@ -211,3 +211,7 @@ class _End:
         except RuntimeError:  # closed: it has ended
             return True
         return runs.wait(seconds)
+
+
+def _nothing() -> None:
+    pass
