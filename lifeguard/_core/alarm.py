@@ -75,11 +75,16 @@ class limit:
         except (AttributeError, ValueError):  # Windows; not the main thread
             return False
         self._active = True
-        signal.setitimer(signal.ITIMER_REAL, self._seconds)
+        # More than once, until it is heard: one that comes in the moment before a thread blocks
+        # is noted, but wakes nobody.
+        signal.setitimer(signal.ITIMER_REAL, self._seconds, LEAST)
         return True
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
         if self._active:
+            import signal
+
+            signal.setitimer(signal.ITIMER_REAL, 0)
             raise TimeoutError(
                 f"{self._what} did not end within {self._seconds:.3g} seconds, and was "
                 f"interrupted{_at(frame)}"

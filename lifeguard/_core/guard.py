@@ -280,8 +280,6 @@ class Guard:
         if unit is not None:  # of this thread; the others' threads and tasks do not run here
             unit.discard()
         self._worker.after_fork()
-        for resource in {*self._defined, *self._adopted.values()}:
-            resource.forget()
 
     # -- units ---------------------------------------------------------------------------------
 

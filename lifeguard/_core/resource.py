@@ -6,10 +6,12 @@ serves one worker after another (a forked child, the next lifespan of a test cli
 
 from __future__ import annotations
 
+import os
 import sys
 
 from .errors import LifeguardError, NotOpenError, WrongProcessError, redact
 from .lifetime import DISCARDED, Call, describe, is_awaitable
+from .observer import logger
 from .shield import Keeper
 
 TYPE_CHECKING = False
@@ -42,6 +44,9 @@ class Adapter:
     own adapter adds borrow events, a close that survives anything, and life after a fork.
     """
 
+    made_at = "unknown place"  #: in the code, for messages
+    inherited_from = 0  #: the process that had it open when this one was forked from it
+
     def __init__(self, obj: Any, guard: Guard) -> None:
         self.obj = obj
         self.guard = guard
@@ -67,6 +72,7 @@ class Adapter:
 
     def open(self, awaits: bool, seconds: float) -> tuple[Any, Exit] | Awaitable[tuple[Any, Exit]]:
         """Open it. Returns what people use, and the exit that closes it."""
+        self.say_inherited()
         if awaits and self._aenters:
             return _keep(self.name, _stay_in(self.obj), self)
         if self._enters:
@@ -94,8 +100,30 @@ class Adapter:
         """Whether :meth:`sweep` alone closes it, where the event loop is gone."""
         return False
 
-    def forget(self) -> None:
-        """This is a forked child: let go of what was inherited, and send nothing."""
+    def say_inherited(self) -> None:
+        """Say that the parent had it open, once: before its first use in a forked child.
+
+        Not in the fork itself, where a thread that is gone may hold the locks of logging.
+        """
+        pid = self.__dict__.pop("inherited_from", 0)  # whoever gets it says it
+        if pid:
+            logger("worker").warning(
+                "%s (made at %s) was open in process %d when this process, %d, was forked from "
+                "it: %s.",
+                self.name,
+                self.made_at,
+                pid,
+                os.getpid(),
+                self.what_now(),
+                extra={"lifeguard_inherited_from": pid, "lifeguard_made": self.made_at},
+            )
+
+    def what_now(self) -> str:
+        """What that means here, and what to do about it."""
+        return (
+            "what it holds is now in both, and lifeguard does not know how to make it anew. "
+            "Declare it with @lifeguard.resource: each process then makes its own"
+        )
 
 
 class _LeaveKeeper(Call):
@@ -158,14 +186,15 @@ USE_ASYNC_WORKER = (
 adapters: dict[str, str] = {}
 
 
-def find_adapter(obj: object, guard: Guard) -> Adapter | None:
-    """The adapter that knows *obj* better than :class:`Adapter`, or None."""
+def find_adapter(obj: object, guard: Guard, made: str = "") -> Adapter | None:
+    """The adapter that knows *obj*, made at *made*, better than :class:`Adapter`, or None."""
     for cls in type(obj).__mro__:
         module = adapters.get(cls.__module__.partition(".")[0])
         if module is not None:
             __import__(module)
             adapter: Adapter | None = sys.modules[module].adapt(obj, guard)
             if adapter is not None:
+                adapter.made_at = made or adapter.made_at
                 return adapter
     return None
 
@@ -195,7 +224,7 @@ class Resource(_Generic[T_co]):
         if self._kind == _OBJECT:
             self._adapter = find_adapter(source, guard) or Adapter(source, guard)
             self.name = name or self._adapter.name
-            self.made = made or "unknown place"
+            self.made = self._adapter.made_at = made or "unknown place"
         else:
             self.name = name or str(getattr(source, "__name__", type(source).__name__))
             self.made = made or _made_at(source)
@@ -256,7 +285,7 @@ class Resource(_Generic[T_co]):
         if hasattr(type(manager), "__enter__"):
             value = manager.__enter__()
             exit_ = Call(manager.__exit__, (None, None, None), awaits=False)
-            find_adapter(value, self._guard)
+            find_adapter(value, self._guard, self.made)
             return value, exit_
         if hasattr(type(manager), "__aenter__"):
             raise TypeError(f"{self} is async: {USE_ASYNC_WORKER}")
@@ -267,7 +296,7 @@ class Resource(_Generic[T_co]):
 
     async def _adopting(self, opening: Coroutine[Any, Any, tuple[Any, Exit]]) -> tuple[Any, Exit]:
         value, exit_ = await opening
-        adapter = find_adapter(value, self._guard)
+        adapter = find_adapter(value, self._guard, self.made)
         if adapter is not None and isinstance(exit_, _LeaveKeeper):
             exit_.adapter = adapter
         return value, exit_
@@ -278,7 +307,7 @@ class Resource(_Generic[T_co]):
             value = next(generator)
         except StopIteration:
             raise self._never_yielded() from None
-        find_adapter(value, self._guard)
+        find_adapter(value, self._guard, self.made)
         return value, Call(self._close_generator, (generator,), awaits=False)
 
     def _close_generator(self, generator: Any) -> None:
@@ -316,9 +345,10 @@ class Resource(_Generic[T_co]):
             f"{self} yielded twice: `yield` once; what follows the yield closes the resource"
         )
 
-    def forget(self) -> None:
-        if self._adapter is not None:
-            self._adapter.forget()
+    def inherit(self, pid: int) -> None:
+        """This is a forked child of process *pid*, which has it open."""
+        if type(self._adapter) is Adapter:  # the others are told by themselves
+            self._adapter.inherited_from = pid
 
 
 _OBJECT, _GENERATOR, _ASYNC_GENERATOR, _MANAGER, _ASYNC_MANAGER = range(5)

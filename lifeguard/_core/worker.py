@@ -314,6 +314,8 @@ class Worker(Lifetime):
         """This is a child: forget the worker and its units, close nothing."""
         if self.state is CLOSED or self.state is DISCARDED:
             return
+        for resource in self.values:
+            resource.inherit(self.pid)
         fork.keep((dict(self.values), self.loop))
         self.values = {}
         self.serving = False
@@ -448,7 +450,11 @@ class _WaitForUnits:
     def _wait_all(self) -> None:
         try:
             with ends.cut_short_by_signals(self._over.set_soon):
-                self._over.wait(self.worker.guard.grace)
+                # Now and then it wakes up, to hear of a signal that came in the moment before it
+                # fell asleep: that one is noted, but wakes nobody.
+                until = now() + self.worker.guard.grace
+                while not self._over.wait(min(until - now(), 0.1)) and now() < until:
+                    pass
         finally:
             self._give_up()
 
