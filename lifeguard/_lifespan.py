@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from ._core.lifetime import Call, describe
+from ._core.lifetime import CLOSING, Call, describe
 from ._core.observer import logger
 from ._core.resource import find_adapter
 from ._core.shield import Keeper, shielded
-from .asgi import lifespan_of
+from .asgi import awaited, lifespan_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ def make_lifespan(
                 if not dropped:
                     await shielded(leave)
         finally:
-            if not dropped:
+            if awaited.get() and worker.state is CLOSING:
+                worker.holders -= 1  # not aleave(): it waits for us, not we for it
+            elif not dropped:
                 await guard.aleave(worker)
 
     lifespan.__name__ = getattr(func, "__name__", "lifespan")

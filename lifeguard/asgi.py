@@ -11,6 +11,8 @@ never sends it is stood in for, at the first request and at the end of the proce
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+
 from ._core.clock import now
 from ._core.errors import ClosedError, explain
 from ._core.lifetime import CLOSED, OPEN, Call
@@ -157,7 +159,7 @@ class _Life:
         self.resources = resources
         self.opened = opened  # tells the hot path
         self.worker = Worker(guard, awaits=True)
-        self.state: dict[str, Any] | None = None  # what an app's startup left, if we ran it
+        self.state: dict[str, Any] | None = None  # what a startup left that no server hands on
         self._starting: tuple[object, Latch, list[BaseException]] | None = None
 
     async def front_door(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -180,8 +182,8 @@ class _Life:
                 except Exception as exc:
                     await self._refuse(exc, scope, send)
                     return
-            if self.state is not None and "state" not in scope:
-                scope["state"] = self.state.copy()
+            if self.state is not None:  # then the server's, if it has one, is empty
+                scope["state"] = {**self.state, **(scope.get("state") or {})}
             await self._serve(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -241,6 +243,9 @@ class _Life:
         except Exception as exc:
             await send({"type": "lifespan.startup.failed", "message": failed_to_open(exc)})
             return
+        stateless = "state" not in scope  # an older server, or a test's: we do it for that one
+        if stateless:
+            scope["state"] = {}
         lifespan = _Lifespan(self.app, scope)
 
         async def stop() -> Message:
@@ -252,7 +257,7 @@ class _Life:
             answer = await shielded(lifespan.start)
             if answer["type"] == "lifespan.startup.complete":
                 worker.push(Call(lifespan.stop, awaits=True))  # whoever stops it first
-                self.state = None
+                self.state = (scope["state"] or None) if stateless else None
                 self._serve_in(worker)
             await send(answer)
             if answer["type"] == "lifespan.startup.complete":
@@ -317,6 +322,10 @@ class _Life:
             latch.set()
 
 
+#: Whether this task is in a lifespan that one of ours runs, and waits for when it ends.
+awaited: ContextVar[bool] = ContextVar("lifeguard.lifespan", default=False)
+
+
 class _Lifespan:
     """Runs the app's side of the lifespan protocol in a task of its own.
 
@@ -364,6 +373,7 @@ class _Lifespan:
         return self._shutdown
 
     async def _main(self, keeper: Keeper) -> None:
+        awaited.set(True)  # in a task of its own, and so for the app's lifespan alone
         asked = 0
 
         async def receive() -> Message:
