@@ -57,8 +57,6 @@ class Server:
         self.command = row.command(self.port, graceful=graceful, more=more)
         self._environ = {
             **os.environ,
-            **row.env,
-            **(env or {}),
             eventlog.ENV: str(self.events.path),
             "APP_DSN": pg.dsn,
             "APP_NAME": application_name,
@@ -67,6 +65,8 @@ class Server:
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
             "PYTHONWARNINGS": "default",
+            **row.env,
+            **(env or {}),
         }
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -7,6 +7,8 @@ run.
 
 from __future__ import annotations
 
+import os
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version

@@ -39,6 +39,8 @@ class Event:
     thread: int
     event: str
     extra: dict[str, Any] = field(default_factory=dict)
+    at: float = 0.0
+    """Seconds of the monotonic clock, which on Linux is the same for all processes."""
 
     def __getitem__(self, key: str) -> Any:
         return self.extra[key]
@@ -56,7 +58,13 @@ class EventLog:
         return cls(os.environ[ENV])
 
     def write(self, event: str, **extra: Any) -> None:
-        line = {"pid": os.getpid(), "thread": thread_mark(), "event": event, "extra": extra}
+        line = {
+            "pid": os.getpid(),
+            "thread": thread_mark(),
+            "event": event,
+            "extra": extra,
+            "at": time.monotonic(),
+        }
         os.write(self._fd, json.dumps(line).encode() + b"\n")
 
     def read(self, *names: str) -> list[Event]:
