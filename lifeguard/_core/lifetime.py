@@ -386,11 +386,7 @@ def is_async(func: object) -> bool:
     if type(func) is _FUNCTION and not func.__dict__:  # nearly always: nothing is behind it
         code: Any = getattr(func, "__code__")  # noqa: B009  # the checkers disagree about it
         return bool(code.co_flags & 0x80)  # inspect.CO_COROUTINE
-    for _ in range(10):  # partials of bound methods of ...: bounded, for objects that lie
-        inner = getattr(func, "__func__", None) or getattr(func, "func", None)
-        if inner is None or inner is func:
-            break
-        func = inner
+    func = unwrap(func)
     code = getattr(func, "__code__", None)
     if code is None:
         call = type(func).__call__ if callable(func) else None
@@ -407,6 +403,16 @@ def is_async(func: object) -> bool:
 _FUNCTION = type(is_async)  # types.FunctionType, without the import
 
 
+def unwrap(func: Any) -> Any:
+    """The function behind bound methods and partials of it."""
+    for _ in range(10):  # bounded, for objects that have every attribute one asks for
+        inner = getattr(func, "__func__", None) or getattr(func, "func", None)
+        if inner is None or inner is func:
+            break
+        func = inner
+    return func
+
+
 def is_awaitable(value: object) -> bool:
     return value is not None and hasattr(type(value), "__await__")
 
@@ -420,14 +426,10 @@ def discard_awaitable(value: Any) -> None:
 
 def describe(obj: object) -> str:
     """The name a person would look for: ``module.function (file.py:12)``, never arguments."""
-    for _ in range(10):
-        inner = getattr(obj, "func", None)
-        if inner is None:
-            break
-        obj = inner
+    obj = unwrap(obj)
     name = getattr(obj, "__qualname__", None) or type(obj).__qualname__
     module = getattr(obj, "__module__", None)
-    code = getattr(getattr(obj, "__func__", obj), "__code__", None)
+    code = getattr(obj, "__code__", None)
     where = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
     return f"{module}.{name}{where}" if module else f"{name}{where}"
 

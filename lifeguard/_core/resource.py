@@ -10,7 +10,7 @@ import os
 import sys
 
 from .errors import LifeguardError, NotOpenError, WrongProcessError, redact
-from .lifetime import DISCARDED, Call, describe, is_awaitable
+from .lifetime import DISCARDED, Call, describe, is_awaitable, unwrap
 from .observer import logger
 from .shield import Keeper
 
@@ -355,14 +355,8 @@ _OBJECT, _GENERATOR, _ASYNC_GENERATOR, _MANAGER, _ASYNC_MANAGER = range(5)
 
 
 def _kind_of(source: Any) -> int:
-    function = source
     wrapped = getattr(source, "__wrapped__", None)  # contextlib.contextmanager leaves it
-    for _ in range(10):
-        inner = getattr(function, "__func__", None) or getattr(function, "func", None)
-        if inner is None or inner is function:
-            break
-        function = inner
-    code = getattr(function, "__code__", None)
+    code = getattr(unwrap(source), "__code__", None)
     if code is None or isinstance(source, type):
         return _OBJECT
     if code.co_flags & 0x20:  # inspect.CO_GENERATOR
@@ -388,13 +382,7 @@ def check_definition(source: Any) -> None:
 
 
 def _made_at(source: Any) -> str:
-    function = getattr(source, "__wrapped__", source)
-    for _ in range(10):
-        inner = getattr(function, "__func__", None) or getattr(function, "func", None)
-        if inner is None or inner is function:
-            break
-        function = inner
-    code = function.__code__
+    code = unwrap(getattr(source, "__wrapped__", source)).__code__
     return f"{code.co_filename}:{code.co_firstlineno}"
 
 
