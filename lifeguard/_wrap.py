@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     StateT = TypeVar("StateT")
 
 adapters["psycopg_pool"] = "lifeguard.psycopg"
+adapters["psycopg"] = "lifeguard._psycopg_fork"
 
 
 class Lifeguard(Guard):

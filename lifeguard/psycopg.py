@@ -26,13 +26,13 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from ._core import ends, fork
 from ._core.clock import now
-from ._core.errors import WrongProcessError, explain
+from ._core.errors import WrongProcessError
 from ._core.lifetime import CLOSED, OPEN, Call
-from ._core.observer import logger
 from ._core.resource import Adapter
 from ._core.shield import running_loop, shielded
 from ._core.unit import Borrow, Unit, plumbing
 from ._net import Net
+from ._psycopg_fork import sever
 from ._psycopg_net import aspread, spread
 
 if TYPE_CHECKING:
@@ -208,19 +208,13 @@ class PoolAdapter(Adapter):
         return False
 
     def after_fork(self) -> None:
-        """Called in a forked child before anything else."""
-        self.forget()
-
-    def forget(self) -> None:
         """In a forked child: cut the sockets off here, leave the parent's alone, start anew."""
-        if self.pid == os.getpid():
-            return
         pool: Any = self.obj
         try:
             was_open = not pool.closed
             made = {*self.made, *pool._pool}
             for conn in made:
-                _sever(conn)
+                sever(conn, self)
                 borrow = getattr(conn, "_lifeguard", None)  # none: made while the pool was adopted
                 if borrow is not None:
                     borrow.unit = _TAKEN_BACK  # whoever still has it out may return it
@@ -229,12 +223,19 @@ class PoolAdapter(Adapter):
             fork.keep((getattr(pool, "_tasks", None), getattr(pool, "_sched", None)))
             self.net = self._new_net()
             self._rewind()
-        except AttributeError:
-            _poison(pool)
+        except Exception as exc:
+            _poison(pool, exc)
             return
-        self.pid = os.getpid()
         if was_open:  # and whoever opened it there expects it to be open here
+            self.inherited_from = self.pid
             pool.__class__ = _reopening(type(pool))
+        self.pid = os.getpid()
+
+    def what_now(self) -> str:
+        return (
+            "here it opens anew. A process that only forks needs no connections: make it with "
+            "open=False and pass it to lifeguard, or declare it with @lifeguard.resource"
+        )
 
     def _rewind(self) -> None:
         """Make the pool what its constructor made it: not open yet."""
@@ -485,31 +486,47 @@ def _make_async(cls: Any) -> type:
 
 
 def _reopening(cls: Any) -> type:
-    """The subclass of a tracked class that opens itself at its first use, and becomes *cls*."""
+    """The subclass of a tracked class that opens itself at its first use, and becomes *cls*.
 
+    Becomes it when it is open, not before: another thread may be at its first use as well.
+    """
+    made = _reopening_async(cls) if issubclass(cls, AsyncConnectionPool) else _reopening_sync(cls)
+    made.__name__, made.__qualname__ = cls.__name__, cls.__qualname__
+    made.__module__ = cls.__module__
+    return made
+
+
+def _reopening_sync(cls: Any) -> type:
     class Reopening(cls):  # type: ignore[misc]
         __slots__ = ()
 
-        def open(self, wait: bool = False, timeout: float = 30.0) -> Any:
+        def open(self, wait: bool = False, timeout: float = 30.0) -> None:
+            self._lifeguard.say_inherited()
+            cls.open(self, wait, timeout)
             self.__class__ = cls
-            return self.open(wait, timeout)
+            ends.register(self._lifeguard)
 
-    if issubclass(cls, AsyncConnectionPool):
-
-        async def agetconn(self: Any, timeout: float | None = None) -> Any:
-            await self.open()
-            return await self.getconn(timeout)
-
-        Reopening.getconn = agetconn
-    else:
-
-        def getconn(self: Any, timeout: float | None = None) -> Any:
+        def getconn(self, timeout: float | None = None) -> Any:
             self.open()
-            return self.getconn(timeout)
+            return cls.getconn(self, timeout)
 
-        Reopening.getconn = getconn
-    Reopening.__name__, Reopening.__qualname__ = cls.__name__, cls.__qualname__
-    Reopening.__module__ = cls.__module__
+    return Reopening
+
+
+def _reopening_async(cls: Any) -> type:
+    class Reopening(cls):  # type: ignore[misc]
+        __slots__ = ()
+
+        async def open(self, wait: bool = False, timeout: float = 30.0) -> None:
+            self._lifeguard.say_inherited()
+            await cls.open(self, wait, timeout)
+            self.__class__ = cls
+            ends.register(self._lifeguard)
+
+        async def getconn(self, timeout: float | None = None) -> Any:
+            await self.open()
+            return await cls.getconn(self, timeout)
+
     return Reopening
 
 
@@ -583,23 +600,7 @@ def _cut(conn: Any) -> None:
     conn.pgconn.finish()
 
 
-def _sever(conn: Any) -> None:
-    """Let this process's copy of a connection's socket go. The server and the parent see nothing.
-
-    Closing would send a Terminate on the parent's connection. Pointing the descriptor at /dev/null
-    frees the socket, so that a dead parent's backend ends although this child lives on.
-    """
-    try:
-        null = os.open(os.devnull, os.O_RDWR)
-        try:
-            os.dup2(null, conn.pgconn.socket)
-        finally:
-            os.close(null)
-    except Exception as exc:  # closed already, or no socket yet
-        logger("worker").debug("nothing to sever: %s", explain(exc))
-
-
-def _poison(pool: Any) -> None:
+def _poison(pool: Any, cause: Exception) -> None:
     """Where the pool cannot be made anew, using it raises at once, instead of sharing sockets."""
 
     def refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -607,7 +608,7 @@ def _poison(pool: Any) -> None:
             f"pool {self.name!r} was opened before the fork, and this version of psycopg_pool "
             f"({psycopg_pool.__version__}) cannot be opened anew in the child: make it with "
             "open=False, or declare it with @lifeguard.resource"
-        )
+        ) from cause
 
     pool.__class__ = type(
         type(pool).__name__,
