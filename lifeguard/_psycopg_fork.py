@@ -37,7 +37,7 @@ class ConnectionAdapter(Adapter):
 
     def __init__(self, conn: Any, guard: Guard) -> None:
         super().__init__(conn, guard)
-        self.pid = os.getpid()
+        self.made_in = os.getpid()
         conn._lifeguard = self
         fork.watch(self)
 
@@ -46,15 +46,15 @@ class ConnectionAdapter(Adapter):
         return "psycopg connection"
 
     def open(self, awaits: bool, seconds: float) -> tuple[Any, Exit] | Awaitable[tuple[Any, Exit]]:
-        if self.pid != os.getpid():
-            raise refusal(self)
+        if self.made_in != os.getpid():
+            raise refusal(self, self.made_in)
         return super().open(awaits, seconds)
 
     def after_fork(self) -> None:
         """Called in a forked child before anything else."""
         if not self.obj.closed:
-            self.inherited_from = self.pid
-            sever(self.obj, self)
+            self.inherited_from = self.made_in
+            sever(self.obj, self, self.made_in)
 
     def what_now(self) -> str:
         return (
@@ -63,8 +63,8 @@ class ConnectionAdapter(Adapter):
         )
 
 
-def sever(conn: Any, adapter: Adapter) -> None:
-    """Let this process's copy of a connection's socket go. The server and the parent see nothing.
+def sever(conn: Any, adapter: Adapter, pid: int) -> None:
+    """Let the copy of a socket of process *pid* go. The server and that process see nothing.
 
     Closing would send a Terminate on the parent's connection. Pointing the descriptor at /dev/null
     frees the socket, so that a dead parent's backend ends although this child lives on. libpq's
@@ -79,20 +79,21 @@ def sever(conn: Any, adapter: Adapter) -> None:
         os.dup2(null, socket)
     finally:
         os.close(null)
-    conn._lifeguard_owner = adapter, os.getppid()
-    # A thread or a task that is not here may have held it.
-    conn.lock = asyncio.Lock() if isinstance(conn, AsyncConnection) else threading.Lock()
-    conn.__class__ = _inherited(type(conn))
+    cls: Any = type(conn)
+    is_async = issubclass(cls, AsyncConnection)
+    conn._lifeguard_owner = adapter, pid
+    conn.lock = asyncio.Lock() if is_async else threading.Lock()  # it may be held by who is gone
+    conn.__class__ = _inherited(cls)
 
 
-def refusal(adapter: Adapter, pid: int = 0) -> WrongProcessError:
-    """Why a connection of the parent's cannot be used. *adapter* is its pool's, or its own."""
+def refusal(adapter: Adapter, pid: int) -> WrongProcessError:
+    """Why a connection of process *pid* cannot be used. *adapter* is its pool's, or its own."""
     adapter.say_inherited()
     of = "" if isinstance(adapter, ConnectionAdapter) else f" of pool {adapter.name!r}"
     return WrongProcessError(
         f"this connection{of} (made at {adapter.made_at}) was open before the fork and belongs to "
-        f"process {pid or getattr(adapter, 'pid', 0)}: get one in this process, inside a request, "
-        "a task or `with lifeguard.unit():`"
+        f"process {pid}: get one of this process, inside a request, a task or "
+        "`with lifeguard.unit():`"
     )
 
 

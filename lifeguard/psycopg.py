@@ -214,7 +214,7 @@ class PoolAdapter(Adapter):
             was_open = not pool.closed
             made = {*self.made, *pool._pool}
             for conn in made:
-                sever(conn, self)
+                sever(conn, self, self.pid)
                 borrow = getattr(conn, "_lifeguard", None)  # none: made while the pool was adopted
                 if borrow is not None:
                     borrow.unit = _TAKEN_BACK  # whoever still has it out may return it

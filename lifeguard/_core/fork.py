@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         def after_fork(self) -> None: ...
 
 
-_owners: weakref.WeakSet[Inheritable] = weakref.WeakSet()
+_owners: dict[int, weakref.ref[Inheritable]] = {}  # not a WeakSet: threads add while one forks
 _kept: list[object] = []
 _registered = False
 
@@ -34,7 +34,18 @@ def watch(owner: Inheritable) -> None:
         _registered = True
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(before=_before, after_in_child=_after_in_child)
-    _owners.add(owner)
+    key = id(owner)
+    _owners[key] = weakref.ref(owner, lambda ref: _forget(key, ref))
+
+
+def _forget(key: int, ref: weakref.ref[Inheritable]) -> None:
+    if _owners.get(key) is ref:  # else the id is another's by now
+        del _owners[key]
+
+
+def _watched() -> list[Inheritable]:
+    owners = [ref() for ref in list(_owners.values())]
+    return [owner for owner in owners if owner is not None]
 
 
 def keep(inherited: object) -> None:
@@ -53,7 +64,7 @@ def in_child(hook: Callable[[], None]) -> Callable[[], None]:
 
 def _before() -> None:
     """Give every owner that cares a chance to be in a state that can be forked."""
-    for owner in list(_owners):
+    for owner in _watched():
         prepare = getattr(owner, "before_fork", None)
         if prepare is not None:
             prepare()
@@ -62,10 +73,25 @@ def _before() -> None:
 def _after_in_child() -> None:
     for hook in _hooks:
         hook()
-    for owner in list(_owners):
+    for owner in _watched():
         try:
             owner.after_fork()
-        except Exception:  # the others have to be told all the same
-            import logging
+        except Exception as exc:  # the others have to be told all the same
+            _failed.append((owner, exc))
 
-            logging.getLogger("lifeguard.worker").exception("%r could not forget", owner)
+
+_failed: list[tuple[Inheritable, Exception]] = []
+
+
+def say_failed() -> None:
+    """Log what went wrong in the fork. Not in it: a lock of logging's may have been held there."""
+    while _failed:
+        import logging
+
+        owner, exc = _failed.pop(0)
+        logging.getLogger("lifeguard.worker").error(
+            "%r could not forget what it had before the fork: do not use it in this process, %d",
+            owner,
+            os.getpid(),
+            exc_info=exc,
+        )

@@ -174,6 +174,7 @@ class Guard:
                 worker.holders += hold
                 return worker
             self._refuse_while_closing(worker)
+            fork.say_failed()
             self._worker = worker = Worker(self, awaits=False)
             worker.holders = int(hold)
             worker.open(unique([*self._defined, *resources]))
@@ -188,6 +189,7 @@ class Guard:
                 self._drop_dead()
                 worker = self._worker
                 if worker.state not in (OPEN, OPENING, CLOSING):
+                    fork.say_failed()
                     self._worker = worker = Worker(self, awaits=True)
                     worker.holders = int(hold)
                     worker.state = OPENING
