@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -259,14 +260,14 @@ def test_postgresql_conf_wins(guards: Guards) -> None:
 
 def test_a_pool_whose_settings_differ_by_connection(own: Postgres, guards: Guards) -> None:
     """psycopg_pool 3.3 asks a function for each connection's settings: each answer is respected."""
-    names = iter(["first", "second", "third", "fourth"])
+    names = iter(["the pool's trial", "", "mine"])
 
     def kwargs() -> dict[str, Any]:
         name = next(names)
-        return {"application_name": name} if name in ("first", "third") else {}
+        return {"application_name": name} if name else {}
 
-    found = [row["application_name"] for row in look(guards(name="shop"), own.dsn, kwargs=kwargs)]
-    assert sorted(found) == sorted(["third", _net.application_name("shop")])  # one was the trial's
+    found = look(guards(name="shop"), own.dsn, kwargs=kwargs, min_size=1)  # one after the other
+    assert [row["application_name"] for row in found] == [_net.application_name("shop"), "mine"]
 
 
 def test_single_settings_are_changed_and_left_alone(server: Postgres, guards: Guards) -> None:
@@ -427,6 +428,69 @@ def test_a_pool_that_was_open_before(own: Postgres, guards: Guards) -> None:
             for conn in conns:
                 assert settings(conn)["client_connection_check_interval"] == "500ms"
                 pool.putconn(conn)
+
+
+@pytest.mark.parametrize("cls", [ConnectionPool, AsyncConnectionPool])
+def test_a_connection_that_died_before(cls: Any, own: Postgres, guards: Guards) -> None:
+    """It was made before, and is lost when it would get the net. Its borrower is told by the first
+    query, as without lifeguard, and the pool replaces it."""
+
+    def end(backend: int) -> None:
+        with own.connect() as killer:
+            killer.execute("SELECT pg_terminate_backend(%s, 5000)", [backend])
+
+    async def main() -> None:
+        pool = cls(own.dsn, open=False, min_size=1, max_size=1, timeout=15)
+        await pool.open(wait=True)
+        async with pool.connection() as conn:
+            backend = conn.info.backend_pid
+        async with guards().worker(resources=[pool]):
+            end(backend)
+            with pytest.raises(psycopg.OperationalError):
+                async with pool.connection() as conn:
+                    await conn.execute("SELECT 1")
+            async with pool.connection() as conn:
+                assert (await asettings(conn))["client_connection_check_interval"] == "500ms"
+
+    if cls is AsyncConnectionPool:
+        asyncio.run(main())
+        return
+    pool = cls(own.dsn, open=True, min_size=1, max_size=1, timeout=15)
+    with pool.connection() as conn:
+        backend = conn.info.backend_pid
+    with guards().worker(resources=[pool]):
+        end(backend)
+        with pytest.raises(psycopg.OperationalError), pool.connection() as conn:
+            conn.execute("SELECT 1")
+        with pool.connection() as conn:
+            assert settings(conn)["client_connection_check_interval"] == "500ms"
+
+
+def test_a_borrower_is_interrupted_while_the_net_is_spread(own: Postgres, guards: Guards) -> None:
+    """A Ctrl-C at the first borrow of a connection that was made before: it is closed, and its
+    place in the pool is free."""
+    pool = ConnectionPool(own.named("doomed"), open=True, min_size=1, max_size=1, timeout=15)
+    with pool.connection() as conn:
+        backend = conn.info.backend_pid
+    with guards().worker(resources=[pool]):
+        os.kill(backend, signal.SIGSTOP)
+
+        def interrupt() -> None:
+            deadline = time.monotonic() + 15
+            while not is_active(conn) and time.monotonic() < deadline:
+                time.sleep(0.005)
+            signal.raise_signal(signal.SIGINT)
+            os.kill(backend, signal.SIGCONT)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            pool.getconn()
+        thread.join()
+        assert conn.closed
+        with pool.connection() as conn:
+            assert settings(conn)["client_connection_check_interval"] == "500ms"
+    assert count(own) == 0
 
 
 @pytest.mark.parametrize("way", ["resource", "lifespan"])
