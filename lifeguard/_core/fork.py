@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from _thread import allocate_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 _owners: dict[int, weakref.ref[Inheritable]] = {}  # not a WeakSet: threads add while one forks
 _kept: list[object] = []
 _registered = False
+_pid = os.getpid()
+_noticing = allocate_lock()
 
 
 def watch(owner: Inheritable) -> None:
@@ -62,6 +65,18 @@ def in_child(hook: Callable[[], None]) -> Callable[[], None]:
     return hook
 
 
+def notice() -> None:
+    """Tell the owners, if this is a forked child that Python does not know to be one.
+
+    A server that is written in C forks without a word, unless told otherwise (docs/servers).
+    Called where a worker is opened, which is before the first unit.
+    """
+    if _pid != os.getpid():
+        with _noticing:  # threads that come together go on together
+            if _pid != os.getpid():
+                _after_in_child()
+
+
 def _before() -> None:
     """Give every owner that cares a chance to be in a state that can be forked."""
     for owner in _watched():
@@ -71,6 +86,7 @@ def _before() -> None:
 
 
 def _after_in_child() -> None:
+    global _pid
     for hook in _hooks:
         hook()
     for owner in _watched():
@@ -78,6 +94,7 @@ def _after_in_child() -> None:
             owner.after_fork()
         except Exception as exc:  # the others have to be told all the same
             _failed.append((owner, exc))
+    _pid = os.getpid()
 
 
 _failed: list[tuple[Inheritable, Exception]] = []

@@ -165,6 +165,7 @@ class Guard:
         Without *hold* it stays open until its holders have left, or, if there is none, until the
         end of the process: that is for work that finds no worker open.
         """
+        fork.notice()
         with self._lock:  # other threads wait here until it is open
             self._drop_dead()
             worker = self._worker
@@ -184,6 +185,7 @@ class Guard:
         self, resources: Iterable[Resource[Any]] = (), *, hold: bool = True
     ) -> Worker:
         """The same where there is an event loop."""
+        fork.notice()
         while True:
             with self._lock:
                 self._drop_dead()
