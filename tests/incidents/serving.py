@@ -48,6 +48,7 @@ class Process:
             **os.environ,
             "INCIDENT_SIDE": "guarded" if self.guarded else "bare",
             "INCIDENT_DSN": self.dsn,
+            "INCIDENT_PORT": str(self.port),
             ENV: str(self.log.path),
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
