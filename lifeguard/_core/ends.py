@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _open: list[weakref.ref[Endable]] = []  # in the order in which they were opened
 _pid = 0  # the process in which the hooks are registered
+_ending = 0  # the process that is in the middle of run()
 
 
 def register(lifetime: Endable) -> None:
@@ -63,12 +64,15 @@ def _register(func: Callable[..., None], args: tuple[object, ...], priority: int
 
 def run(pid: int) -> None:
     """End what is open, if this is still the process that opened it."""
+    global _ending
     if pid != os.getpid():
         return
+    _ending = pid
     while _open:
         lifetime = _open.pop()()
         if lifetime is not None:
             lifetime.end()
+    _ending = 0
 
 
 # -- SIGTERM --------------------------------------------------------------------------------------
@@ -141,8 +145,10 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> None:
         os.kill(os.getpid(), signum)
         return
     if again:
-        if not _hurry():
-            os.kill(os.getpid(), signum)  # now the default action
+        if _pid == os.getpid() and (_open or _ending == _pid):
+            hurry()  # it is on its way to its end (hypercorn's master sends two at once)
+        else:
+            os.kill(os.getpid(), signum)  # now the default action, as of a third one
         return
     _terminated = True
     raise SystemExit(128 + signum)

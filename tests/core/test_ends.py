@@ -291,8 +291,8 @@ assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert events == ["open", "ready"]
 
 
-def test_a_second_sigterm_ends_a_clean_up_that_hangs() -> None:
-    """The first one unwinds; the next has the meaning it always had."""
+def test_a_third_sigterm_ends_a_clean_up_that_hangs() -> None:
+    """The first one unwinds, the second one has no patience; the next has its usual meaning."""
     events = terminated(
         """
 @sync.resource
