@@ -26,7 +26,7 @@ from .lifetime import (
     drive,
 )
 from .observer import logger, tell
-from .shield import Keeper, Latch, finish_on, running_loop, shielded, spawn
+from .shield import Keeper, Latch, current_task, finish_on, running_loop, shielded, spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Worker(Lifetime):
         "holders",
         "loop",
         "opened",
+        "opener",
         "pid",
         "serving",
         "task_units",
@@ -79,6 +80,7 @@ class Worker(Lifetime):
         self.given_up: set[Unit] = set()
         self.holders = 0
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.opener: asyncio.Task[Any] | None = None
         self.failure: BaseException | None = None
         self.opened = Latch()  # or failed to
         self.closed = Latch()
@@ -90,7 +92,7 @@ class Worker(Lifetime):
 
     def open(self, resources: Iterable[Resource[Any]]) -> None:
         """Open *resources* in order. If one fails, close those before it and raise."""
-        self.state = OPENING
+        self._is_opening()
         try:
             drive(self._opening(resources, awaits=False))
         except BaseException as exc:
@@ -101,15 +103,17 @@ class Worker(Lifetime):
 
     async def aopen(self, resources: Iterable[Resource[Any]]) -> None:
         """The same where there is an event loop: sync and async resources."""
-        self.state = OPENING
         self.awaits = True
         self.loop = running_loop()
+        self.opener = current_task()
+        self._is_opening()
         try:
             await self._notice_end_of_loop()
             await adrive(self._opening(resources, awaits=True), shield=False)
         except BaseException as exc:
             if isinstance(exc, Exception):  # a cancellation would keep what it hit alive
                 self.failure = exc
+            self.opener = None
             await shielded(self._aclose_failed)
             raise
         self._is_open()
@@ -159,13 +163,17 @@ class Worker(Lifetime):
         await keeper.open()
         self.insert(0, _Unwatch(keeper))
 
-    def _is_open(self) -> None:
-        self.state = OPEN
-        self.serving = True
+    def _is_opening(self) -> None:
+        self.state = OPENING
         fork.watch(self.guard)
         ends.register(self)
         if self.guard.watch_parent is not None:
             self.guard.watch_parent(2 * self.guard.grace + 1)
+
+    def _is_open(self) -> None:
+        self.state = OPEN
+        self.serving = True
+        self.opener = None
         self.opened.set()
         tell(self.guard.observers, "worker_opened", self)
 
@@ -223,26 +231,37 @@ class Worker(Lifetime):
 
     def end(self) -> None:
         """Close from outside, at the end of the process: whatever can still be done is done."""
-        if self.pid != os.getpid() or self.state is not OPEN:
+        if self.pid != os.getpid() or (self.state is not OPEN and self.state is not OPENING):
             return
-        with last_resort(4 * self.guard.grace + 1):  # units, exits, and both once more, late
+        grace = self.guard.grace
+        with last_resort(4 * grace + 1):  # units, exits, and both once more, late
             try:
-                if self.awaits and self.loop is not None:
-                    seconds = _BRIEF if ends.is_late() else self.guard.grace * 2
-                    try:
-                        done = finish_on(self.loop, self._aclose_quietly, seconds)
-                    except TimeoutError:
-                        if self.state is not OPEN:
-                            raise
-                        done = False  # nothing runs on this loop any more: something blocks it
-                    if not done:
-                        self.abandon()
-                elif self.awaits:  # trio has no loop to be run again
-                    self.abandon()
-                else:
+                if not self.awaits:
+                    self.opened.wait(grace)  # another thread may be at it
+                    self.state = OPEN if self.state is OPENING else self.state
                     self.close()
+                elif not self._finish_on_loop(_BRIEF if ends.is_late() else grace * 2):
+                    self.state = OPEN if self.state is OPENING else self.state
+                    self.abandon()
             except Exception as exc:
                 self.guard.report(self, exc)
+
+    def _finish_on_loop(self, seconds: float) -> bool:
+        """Close on the worker's own loop. False where that cannot be."""
+        if self.loop is None:  # trio has none to be run again
+            return False
+        try:
+            return finish_on(self.loop, self._aend, seconds)
+        except TimeoutError:
+            if self.state is OPEN or self.state is OPENING:
+                return False  # nothing runs on this loop any more: something blocks it
+            raise
+
+    async def _aend(self) -> None:
+        if self.opener is not None:  # it opens what the process will not use any more
+            self.opener.cancel()
+            await self.opened.wait_async()
+        await self._aclose_quietly()
 
     def abandon(self) -> None:
         """Close without the event loop, which is gone: sockets are shut, callbacks are reported."""

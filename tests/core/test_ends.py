@@ -300,6 +300,8 @@ def hangs():
     yield 1
     say("hangs")
     os.kill(os.getpid(), signal.SIGTERM)
+    say("still")
+    os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait()
 with sync.worker():
     say("ready")
@@ -307,7 +309,23 @@ with sync.worker():
 """,
         -signal.SIGTERM,
     )
-    assert events == ["open", "ready", "hangs"]
+    assert events == ["open", "ready", "hangs", "still"]
+
+
+def test_a_second_sigterm_on_the_way_to_the_clean_up_does_not_prevent_it() -> None:
+    """hypercorn's master sends two within a millisecond. What is open is closed all the same."""
+    events = terminated(
+        """
+sync.worker().__enter__()
+say("ready")
+try:
+    sys.stdin.read()
+finally:
+    os.kill(os.getpid(), signal.SIGTERM)
+""",
+        -signal.SIGTERM,
+    )
+    assert events == ["open", "ready", "close"]
 
 
 UNIT = """
@@ -648,3 +666,67 @@ def test_what_is_gone_is_not_ended(log: Log, monkeypatch: pytest.MonkeyPatch) ->
     ends.run(os.getpid())
     assert log == ["kept"]
     assert sys.getrefcount(kept) == 2
+
+
+# -- a worker that is just opening ----------------------------------------------------------------
+
+
+def test_a_process_that_ends_while_a_thread_opens_the_worker() -> None:
+    """The end waits for the opening, and closes what it opened."""
+    result = python(
+        f"""{PRELUDE}
+going, go = threading.Event(), threading.Event()
+@sync.resource
+def slow():
+    going.set()
+    go.wait()
+    say("slow open")
+    yield 1
+    say("slow close")
+threading.Thread(target=use_sync, daemon=True).start()
+going.wait()
+import atexit
+atexit.register(go.set)
+"""
+    )
+    events = [line for line in result.stdout.split("\n")[:-1] if line != "work"]
+    assert events == ["open", "slow open", "slow close", "close"], result.stderr
+
+
+def test_a_process_that_ends_while_a_thread_opens_for_ever() -> None:
+    """After the grace it closes what is open by then."""
+    result = python(
+        f"""{PRELUDE}
+sync.grace = 0.2
+going = threading.Event()
+@sync.resource
+def slow():
+    going.set()
+    threading.Event().wait()
+    yield 1
+threading.Thread(target=use_sync, daemon=True).start()
+going.wait()
+"""
+    )
+    assert result.stdout.split("\n")[:-1] == ["open", "close"], result.stderr
+    assert result.returncode == 0
+
+
+def test_a_loop_that_was_stopped_in_the_middle_of_the_opening() -> None:
+    """The opening is cancelled, on that loop, and what it had opened is closed there."""
+    result = python(
+        f"""{PRELUDE}
+loop = asyncio.new_event_loop()
+@lifeguard.resource
+async def slow():
+    loop.stop()
+    await asyncio.sleep(0.01)
+    say("slow open")
+    await asyncio.Event().wait()
+    yield 1
+task = loop.create_task(use_async())
+loop.run_forever()
+"""
+    )
+    lines = result.stdout.split("\n")[:-1]
+    assert [line for line in lines if line != "slow open"] == ["open", "aopen", "aclose", "close"]
