@@ -89,7 +89,7 @@ def sever(conn: Any, adapter: Adapter, pid: int) -> None:
 def refusal(adapter: Adapter, pid: int) -> WrongProcessError:
     """Why a connection of process *pid* cannot be used. *adapter* is its pool's, or its own."""
     adapter.say_inherited()
-    of = "" if isinstance(adapter, ConnectionAdapter) else f" of pool {adapter.name!r}"
+    of = "" if isinstance(adapter, ConnectionAdapter) else f" of {adapter}"
     return WrongProcessError(
         f"this connection{of} (made at {adapter.made_at}) was open before the fork and belongs to "
         f"process {pid}: get one of this process, inside a request, a task or "

@@ -231,6 +231,9 @@ class PoolAdapter(Adapter):
             pool.__class__ = _reopening(type(pool))
         self.pid = os.getpid()
 
+    def __str__(self) -> str:
+        return f"pool {self.name!r}"
+
     def what_now(self) -> str:
         return (
             "here it opens anew. A process that only forks needs no connections: make it with "

@@ -110,13 +110,16 @@ class Adapter:
             logger("worker").warning(
                 "%s (made at %s) was open in process %d when this process, %d, was forked from "
                 "it: %s.",
-                self.name,
+                self,
                 self.made_at,
                 pid,
                 os.getpid(),
                 self.what_now(),
                 extra={"lifeguard_inherited_from": pid, "lifeguard_made": self.made_at},
             )
+
+    def __str__(self) -> str:
+        return self.name
 
     def what_now(self) -> str:
         """What that means here, and what to do about it."""

@@ -6,7 +6,6 @@ import contextlib
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -48,7 +47,7 @@ class Site:
 
 
 @pytest.fixture
-def serve(start: Start) -> Iterator[Any]:
+def serve(start: Start) -> Any:
     def serve(server: str, **environ: str) -> Site:
         import shlex
 
@@ -65,7 +64,7 @@ def serve(start: Start) -> Iterator[Any]:
             time.sleep(0.02)
         raise AssertionError(f"{server} did not start:\n{program.said()}")
 
-    yield serve
+    return serve
 
 
 @pytest.mark.parametrize("server", SERVERS)
