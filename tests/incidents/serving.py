@@ -42,6 +42,7 @@ class Process:
     guarded: bool
     output: Path
     popen: subprocess.Popen[bytes] = field(init=False)
+    killed: bool = False
 
     def __post_init__(self) -> None:
         env = {
@@ -125,7 +126,10 @@ class Process:
         return self.wait()
 
     def kill(self) -> None:
-        """End it and the workers it started, whatever state they are in."""
+        """End it and the workers it started, whatever state they are in. Once is enough."""
+        if self.killed:
+            return
+        self.killed = True
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.popen.wait()
