@@ -20,7 +20,13 @@ PACKAGE = Path(__file__).parent.parent / "lifeguard"
 # A module may import from the floors below its own, and from the siblings named beside it.
 FLOORS: list[dict[str, str]] = [
     # facts
-    {"_core.errors": "", "_core.clock": "", "_core.fork": "", "_core.shield": "", "_core.ends": ""},
+    {
+        "_core.errors": "",
+        "_core.clock": "",
+        "_core.fork": "",
+        "_core.shield": "",
+        "_core.ends": "_core.fork",
+    },
     # the idea
     {"_core.lifetime": "", "_core.observer": "", "_core.alarm": "_core.observer"},
     # its two uses

@@ -13,6 +13,8 @@ import os
 import sys
 import weakref
 
+from . import fork
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,6 +178,14 @@ def _die_of_sigterm() -> None:
 
 _waits: list[Callable[[], object]] = []  # what a signal cuts short
 _replaced: dict[int, Any] = {}  # handlers of others, called after that
+
+
+@fork.in_child
+def _nothing_waits_here() -> None:
+    """A child may be forked while its parent ends. A signal of its own is its first."""
+    global _terminated
+    _terminated = False
+    _waits.clear()
 
 
 class cut_short_by_signals:

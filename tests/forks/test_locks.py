@@ -225,8 +225,7 @@ def test_forks_while_other_threads_work(
     def child() -> int:
         logger.warning("in the child")
         with guard.worker(resources=[pool]), guard.unit():
-            asked = ask(pool, 7)[0]
-        return asked
+            return ask(pool, 7)[0]
 
     with guard.worker(resources=[pool]), ThreadPoolExecutor(5) as executor:
         running = [executor.submit(job) for job in (borrow, borrow, borrow, connect, log)]
