@@ -10,7 +10,6 @@ import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import psycopg
 import pytest
 from psycopg_pool import ConnectionPool
 
@@ -20,7 +19,6 @@ from tests.core.helpers import in_fork
 from tests.endings.server import scope as asgi_scope
 from tests.forks.asking import ask
 from tests.forks.conftest import Start
-from tests.support.eventlog import EventLog
 
 
 @pytest.fixture
