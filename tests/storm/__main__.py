@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import random
+import signal
+import sys
 import tempfile
 import time
 from dataclasses import asdict
@@ -36,10 +38,8 @@ def storm(
     """Let it storm until *ends* workers have ended, for at most *limit* seconds."""
     console = console or Console(stderr=True)
     targets = list(TARGETS)
-    shares = [
-        ends * (number + 1) // len(targets) - ends * number // len(targets)
-        for number in range(len(targets))
-    ]
+    total = sum(target.share for target in targets)
+    shares = [-(-ends * target.share // total) for target in targets]
     log = pg.log_path
     begin = log.stat().st_size if log is not None else 0
     with tempfile.TemporaryDirectory(prefix="storm-") as folder:
@@ -159,7 +159,11 @@ def main(
     no request may fail but those that a killed process held, and nothing may be left. Exits 1 if
     that does not hold; or if it holds without lifeguard, for then this has shown nothing.
     """
+    # Its servers are in sessions of their own: whoever ends this ends them through `finally`.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console = Console()
+    if not console.is_terminal:
+        console.width = 140
     seed = random.randrange(1_000_000) if seed is None else seed
     console.print(
         f"{ends} ends of workers, {len(TARGETS)} servers of {WORKERS} workers, seed {seed}"

@@ -45,6 +45,7 @@ class Verdict:
     ghost: float = 0.0
     samples: int = 0
     violations: list[str] = field(default_factory=list)
+    diary: list[tuple[float, str]] = field(default_factory=list)
 
 
 def judge(record: Record, events: Iterable[Event], *, bare: bool = False) -> Verdict:
@@ -67,6 +68,7 @@ def judge(record: Record, events: Iterable[Event], *, bare: bool = False) -> Ver
             finished[event["id"]] += 1
 
     verdict = Verdict(record.name, record.ends, record.kinds(), processes=len(opened))
+    verdict.diary = record.diary
     wrong = verdict.violations
     wrong += record.trouble
 

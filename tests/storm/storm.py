@@ -47,6 +47,12 @@ class Target:
     options: str
     hook: str = ""
     """What it is given on top where the app is guarded."""
+    share: int = 4
+    """Of the ends, relative to the others'."""
+    weights: tuple[int, int, int] = (3, 3, 1)
+    """How often a worker gets SIGTERM, and SIGKILL, and the master SIGHUP."""
+    least_age: float = 0.0
+    """Seconds that every worker must have served before one of them is ended."""
 
 
 def _row(name: str) -> Row:
@@ -58,18 +64,23 @@ TARGETS = (
     Target(
         "uvicorn",
         _row("uvicorn, 2 workers"),
-        "--limit-max-requests 100 --limit-max-requests-jitter 100",
+        "--limit-max-requests 10 --limit-max-requests-jitter 30",
     ),
     Target(
         "gunicorn gthread",
         _row("gunicorn gthread"),
-        f"--workers {WORKERS} --max-requests 100 --max-requests-jitter 100",
+        f"--workers {WORKERS} --max-requests 10 --max-requests-jitter 30",
         hook="-c python:lifeguard.gunicorn",
     ),
     Target(
         "granian",
         _row("granian asgi"),
-        f"--workers {WORKERS} --respawn-failed-workers --respawn-interval 0.1",
+        f"--workers {WORKERS} --respawn-failed-workers --respawn-interval 2",
+        share=1,
+        weights=(2, 2, 3),  # it does not replace workers after some requests
+        # It gives up when a worker dies within 5.5 s after it was replaced. Each worker listens
+        # for itself, so that somebody has to be there, and new ones before old ones go.
+        least_age=6.0,
     ),
 )
 
@@ -121,6 +132,8 @@ class Record:
     left_processes: list[int] = field(default_factory=list)
     left_connections: int = 0
     complaints: list[str] = field(default_factory=list)
+    diary: list[tuple[float, str]] = field(default_factory=list)
+    """Seconds since its begin, and what was done then."""
     trouble: list[str] = field(default_factory=list)
     """What kept the storm itself from going on."""
 
@@ -150,7 +163,10 @@ class Blow:
         self.server = Server(target.row, folder, pg, self.prefix, bare=bare, more=more)
         self.pg = pg
         self.over = threading.Event()
-        self.pause = 1.0  # seconds between two ends that are ordered, on average
+        self.began = 0.0
+        self.pause = 0.7  # seconds between two ends that are ordered, on average
+        self.quiet_until = 0.0  # a reload is under way
+        self.since: dict[int, float] = {}  # pid, and when it was first seen
         self._threads: list[threading.Thread] = []
         self._opened = _Tail(self.server.events.path)
 
@@ -158,8 +174,12 @@ class Blow:
     def enough(self) -> bool:
         return self.record.ends >= self.wanted or bool(self.record.trouble)
 
+    def note(self, what: str) -> None:
+        self.record.diary.append((round(time.monotonic() - self.began, 2), what))
+
     def start(self) -> None:
         self.server.start()
+        self.began = time.monotonic()
         self._run(self._end_workers)
         for number in range(CLIENTS):
             self._run(self._ask, number)
@@ -211,32 +231,45 @@ class Blow:
                 alive.add(pid)
             else:
                 self.record.gone[pid] = now
+                self.note(f"{pid} is gone")
         return alive
 
     def _end_workers(self) -> None:
         dice = random.Random(f"{self.seed} ends")
         while not self.over.wait(dice.uniform(0.2, 2 * self.pause)):
-            kind = dice.choices(("SIGTERM", "SIGKILL", "reload"), (4, 4, 1))[0]
+            kind = dice.choices(("SIGTERM", "SIGKILL", "reload"), self.target.weights)[0]
             which = dice.random()
             if self.server.process.poll() is not None:
                 self.record.trouble.append(f"the server ended: {self.server.tail(20)}")
                 return
             there = sorted(self.serving())
-            if self.record.ends >= self.wanted or not there:
+            if self.record.ends >= self.wanted or not there or not self._may_end(there):
                 continue
             if kind == "reload":
                 for pid in there:
                     self.record.told.setdefault(pid, kind)
+                self.note("reload")
+                self.quiet_until = time.monotonic() + 2 * self.target.least_age
                 self.server.process.send_signal(signal.SIGHUP)
                 continue
             pid = there[int(which * len(there))]
             self.record.told[pid] = kind
+            self.note(f"{kind} to {pid}")
             if kind == "SIGKILL":
                 self.record.killed[pid] = time.monotonic()
             try:
                 os.kill(pid, getattr(signal, kind))
             except ProcessLookupError:
                 pass
+
+    def _may_end(self, there: list[int]) -> bool:
+        if not self.target.least_age:
+            return True
+        now = time.monotonic()
+        ages = [now - self.since.setdefault(pid, now) for pid in there]
+        return (
+            len(there) == WORKERS and min(ages) >= self.target.least_age and now >= self.quiet_until
+        )
 
     # -- those who ask -------------------------------------------------------------------------
 
@@ -245,7 +278,8 @@ class Blow:
         views = {"ok": self._get, "stream": self._get, "wait": self._leave, "flood": self._leave}
         while not self.over.wait(dice.uniform(0.01, 0.1)):
             view = dice.choices(tuple(views), (6, 3, 1, 1))[0]
-            for _ in range(ATTEMPTS):
+            for nth in range(ATTEMPTS):
+                time.sleep(0.1 * nth)
                 attempt = Attempt(self.server.new_id(), view, time.monotonic())
                 self.record.attempts.append(attempt)
                 try:
@@ -255,9 +289,9 @@ class Blow:
                 attempt.ended = time.monotonic()
                 if attempt.answered or attempt.left or not attempt.error:
                     break
-                time.sleep(0.05)
             else:
                 self.record.given_up.append(attempt)
+                self.note(f"given up: {attempt.error}")
 
     def _get(self, attempt: Attempt, dice: random.Random) -> None:
         """Ask, and read the answer to its end."""
@@ -281,6 +315,7 @@ class Blow:
         attempt.left = True
         try:
             if attempt.view == "flood":
+                client.settimeout(1)  # a server that stops may keep what it got, and wait for us
                 received = b""
                 while b"first" not in received and (data := client.recv(65536)):
                     received += data
