@@ -70,6 +70,10 @@ def _new_gate() -> None:
     _gate = allocate_lock()
 
 
+class LoopIsGone(RuntimeError):
+    """An exit that has to be awaited, and nothing is left to await it."""
+
+
 class Exit:
     """One registered exit: something to run when the lifetime ends, exactly once."""
 
@@ -87,10 +91,10 @@ class Exit:
     def abandon(self) -> bool:
         """Do what can be done without an event loop. True if that is all there was to do.
 
-        Raises :exc:`NotImplementedError` if it is nothing.
+        Raises :exc:`LoopIsGone` if it is nothing.
         """
         if self.awaits:
-            raise NotImplementedError(f"{self} could not run: its event loop is gone")
+            raise LoopIsGone(f"{self} could not run: its event loop is gone")
         self.run(awaits=False)
         return True
 

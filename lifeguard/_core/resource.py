@@ -10,7 +10,7 @@ import os
 import sys
 
 from .errors import LifeguardError, NotOpenError, WrongProcessError, redact
-from .lifetime import DISCARDED, Call, describe, is_awaitable, unwrap
+from .lifetime import DISCARDED, Call, LoopIsGone, describe, is_awaitable, unwrap
 from .observer import logger
 from .shield import Keeper
 
@@ -150,7 +150,7 @@ class _LeaveKeeper(Call):
         if self.keeper.is_done:
             return True
         if self.adapter is None or not self.adapter.can_abandon():
-            raise NotImplementedError(f"{self} could not run: its event loop is gone")
+            raise LoopIsGone(f"{self} could not run: its event loop is gone")
         self.adapter.sweep()
         return False
 

@@ -22,6 +22,7 @@ from .lifetime import (
     Call,
     Exit,
     Lifetime,
+    LoopIsGone,
     adrive,
     drive,
 )
@@ -278,7 +279,7 @@ class Worker(Lifetime):
                 with limit(self.guard.grace, what):
                     if not exit_.abandon():
                         cut.append(what)
-            except NotImplementedError:
+            except LoopIsGone:
                 lost.append(what)
             except BaseException as exc:
                 errors.append(exc)

@@ -826,7 +826,7 @@ def test_coroutine_dropped_when_its_loop_is_gone(backend: str) -> None:
         "app unwinds",
         "callback third",
         "callback first",
-        "reported RuntimeError of Request",
+        "reported LoopIsGone of Request",
     ]
     assert "event loop is gone" in str(play.reports.errors[0])
 
