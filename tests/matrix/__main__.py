@@ -26,7 +26,7 @@ from tests.matrix.table import Cells, brief, markdown, table
 from tests.servers.harness import GRACEFUL
 from tests.servers.rows import ENDS, Row
 
-AGAIN = 3
+AGAIN = 6
 """How often what was slow is measured anew, with nothing beside it."""
 
 EPILOG = """

@@ -43,6 +43,13 @@ class Event:
         return not self.kills
 
     @property
+    def slack(self) -> float:
+        """Seconds by which two ends of the same kind differ by themselves."""
+        return (
+            1.0 if self.key == "timeout" else 0.0
+        )  # gunicorn's and uwsgi's masters look once a second
+
+    @property
     def graceful(self) -> float:
         return LIMIT if self.key == "over" else GRACEFUL
 

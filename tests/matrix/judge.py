@@ -29,6 +29,7 @@ FAULTS = {
     "failed": "the cell could not be measured",
     "lives on": "a worker that was to end did not",
     "lost": "a worker ended without closing what it had opened",
+    "shut": "a worker ended its connections in order, but the app's own clean-up did not run",
     "twice": "a worker opened or closed more than once",
     "outside": "a process that is no worker opened resources",
     "units": "a unit did not finish before its worker ended",
@@ -69,14 +70,14 @@ class Cell:
 
 
 def outcome(run: Run) -> str:
-    """In one word: ``closed``, ``killed`` (by the event), ``lost``, ``lives on`` or ``failed``."""
+    """In a word or two: ``closed``, ``killed`` (by the event), or what of ``FAULTS`` it is."""
     if run.error:
         return "failed"
     if run.seconds is None:
         return "lives on"
     if run.lost:
-        return "lost"
-    return "closed" if run.ended else "killed"
+        return "lost" if run.complaints else "shut"
+    return "killed" if run.event.kills and run.event.to == "worker" else "closed"
 
 
 def faults_of(run: Run) -> list[str]:
@@ -85,7 +86,8 @@ def faults_of(run: Run) -> list[str]:
         return ["failed"]
     found = {
         "lives on": run.seconds is None,
-        "lost": run.lost,
+        "lost": run.lost and run.complaints,
+        "shut": run.lost and not run.complaints,
         "twice": run.twice,
         "outside": run.outside,
         "units": run.units,
@@ -99,16 +101,17 @@ def faults_of(run: Run) -> list[str]:
 def allowed(guarded: Run, bare: Run) -> float:
     """How many seconds the guarded app may take.
 
-    As long as the bare one, and 0.2 s. Where the bare app is sooner for having dropped a request
-    that the guarded one waits for: as long as that request, or the grace that it is given.
+    As long as the bare one, and 0.2 s more. Where the bare app is sooner for having dropped a
+    request that the guarded one waits for: as long as that request, or the grace that it is given
+    and what the server then gives its threads.
     """
     seconds = bare.seconds if bare.seconds is not None else float("inf")
     if guarded.event.view and _rank(bare.request) > _rank("200"):
         if guarded.event.key == "busy" and guarded.request == "200":
             seconds += SHORT
         if guarded.event.key == "over":
-            seconds += GRACE
-    return seconds + SLOWER
+            seconds += GRACE + guarded.row.patience
+    return seconds + SLOWER + guarded.event.slack
 
 
 def is_slow(guarded: list[Run], bare: list[Run]) -> bool:

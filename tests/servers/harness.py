@@ -16,11 +16,10 @@ from pathlib import Path
 import httpx
 
 from lifeguard.testing import Postgres
-from tests.servers.rows import Row
+from tests.servers.rows import ROOT, Row
 from tests.support import eventlog
 from tests.support.eventlog import Event, EventLog
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 START_WITHIN = 20.0
 END_WITHIN = 20.0
 FINISH_WITHIN = 10.0

@@ -8,10 +8,14 @@ run.
 from __future__ import annotations
 
 import os
+import shlex
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 ASGI_APP = "tests.servers.apps.asgi_app:app"
 WSGI_APP = "tests.servers.apps.wsgi_app:app"
@@ -54,6 +58,8 @@ class Row:
     """Whether the server speaks lifespan: if not, the first request opens the worker."""
     bare_sigterm: str | None = None
     """Why an ``atexit`` handler does not run here after a SIGTERM, where it does not."""
+    patience: float = 0.0
+    """Seconds that the server gives its threads to end, whatever its limits, if it may unwind."""
     env: dict[str, str] = field(default_factory=dict)
     run: tuple[str, ...] = ()
     """What to give to ``python`` instead of ``-m <package>``."""
@@ -70,7 +76,7 @@ class Row:
 
 
 def _row(name: str, package: str, arguments: str, app: str, **kwargs: object) -> Row:
-    return Row(name, package, tuple(arguments.split()), app, LIMITS[package], **kwargs)  # type: ignore[arg-type]
+    return Row(name, package, tuple(shlex.split(arguments)), app, LIMITS[package], **kwargs)  # type: ignore[arg-type]
 
 
 def _asgi(name: str, package: str, arguments: str, **kwargs: object) -> Row:
@@ -97,7 +103,12 @@ LIMITS = {
     "daphne": Limits(),
     "granian": Limits(graceful="--workers-kill-timeout {}", reload=True),
     "waitress": Limits(),
-    "pyuwsgi": Limits(recycle="--max-requests {}", timeout="--harakiri {}", reload=True),
+    "pyuwsgi": Limits(
+        graceful="--worker-reload-mercy {}",
+        recycle="--max-requests {}",
+        timeout="--harakiri {}",
+        reload=True,
+    ),
 }
 
 _UVICORN = "{app} --host 127.0.0.1 --port {port}"
@@ -106,7 +117,7 @@ _HYPERCORN = "{app} --bind 127.0.0.1:{port}"
 _GRANIAN = "{app} --host 127.0.0.1 --port {port}"
 _UWSGI = (
     "--http-socket 127.0.0.1:{port} --wsgi {app} --master --processes 2 --threads 2"
-    " --enable-threads --die-on-term --need-app"
+    " --enable-threads --need-app"
 )
 
 _DIES_BY_SIGNAL = "uvicorn raises the signal again, with its default action, after the shutdown"
@@ -137,9 +148,18 @@ _waitress = _wsgi(
     "waitress",
     "--listen=127.0.0.1:{port} {app}",
     master=False,
+    patience=5.0,
     bare_sigterm="waitress leaves SIGTERM to its default action",
 )
-_uwsgi = _wsgi("uwsgi", "pyuwsgi", _UWSGI, workers=2, run=("-c", "import pyuwsgi; pyuwsgi.run()"))
+_uwsgi = _wsgi(
+    "uwsgi",
+    "pyuwsgi",
+    f"{_UWSGI} --hook-master-start 'unix_signal:15 gracefully_kill_them_all'",
+    workers=2,
+    run=("-c", "import pyuwsgi; pyuwsgi.run()"),
+    # It reloads by starting the interpreter anew, by its real path: outside of the environment.
+    env={"PYTHONPATH": os.pathsep.join((str(ROOT), sysconfig.get_path("purelib")))},
+)
 
 ROWS = (
     _uvicorn,
@@ -186,4 +206,9 @@ ENDS = (
     _waitress,
     _uwsgi,
     _with(_uwsgi, "uwsgi --lazy-apps", "--lazy-apps"),
+    replace(
+        _with(_uwsgi, "uwsgi --die-on-term", ""),
+        arguments=(*shlex.split(_UWSGI), "--die-on-term"),
+        limits=replace(_uwsgi.limits, graceful=""),
+    ),
 )
