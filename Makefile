@@ -19,7 +19,7 @@ highest = $(shell for python in python3.13 $$HOME/.pyenv/versions/3.13*/bin/pyth
 	&& echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-highest has-highest servers lint format types bench all lock clean
+.PHONY: help setup demo test test-highest has-highest servers storm lint format types bench all lock clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,9 @@ has-highest:
 
 servers: $(ready) ## Run the matrix: every supported server, in subprocesses.
 	$(bin)/python -m pytest -m servers tests/servers $(ARGS)
+
+storm: $(ready) ## End workers at random moments, under load, on three servers (ARGS="--seed N").
+	$(bin)/python -m tests.storm $(ARGS)
 
 lint: $(ready) ## Check style and formatting.
 	@status=0; for check in "check" "format --check"; do \

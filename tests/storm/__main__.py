@@ -22,6 +22,8 @@ from lifeguard.testing import Postgres, postgres
 from tests.storm.judge import Verdict, complaints, judge
 from tests.storm.storm import MAX_SIZE, TARGETS, WORKERS, Blow, Sampler
 
+SETTINGS = {"log_line_prefix": "%m [%p] %a "}
+"""Of PostgreSQL: the name of the application, and so the process, in each line of its log."""
 SHOWN = 12
 """Violations shown per server. All of them are in the report."""
 
@@ -174,8 +176,7 @@ def main(
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
-    # The name of the application, and so the process, in each line of its log.
-    with postgres(settings={"log_line_prefix": "%m [%p] %a "}) as pg:
+    with postgres(settings=SETTINGS) as pg:
         if not pg.embedded:
             console.print("LIFEGUARD_DSN names a server: what PostgreSQL logs is not looked at")
         guarded = storm(pg, ends=ends, seed=seed, limit=limit)
