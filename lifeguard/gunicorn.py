@@ -147,7 +147,7 @@ class _End:
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
         """The loop hangs, and this is the one thing that runs: cancel the task it hangs in."""
         if os.getpid() != self.pid:
-            os._exit(1)
+            os.abort()  # a child that a request forked: as if we were not here
         if not self.hangs:
             self._be_told(signum)
             self.worker.cfg.worker_abort(self.worker)
@@ -189,7 +189,8 @@ class _End:
         _ends.hurry()
         if not self.hangs:
             step = self.reserve / 4
-            os.kill(self.pid, signal.SIGQUIT)
+            if callable(signal.getsignal(signal.SIGQUIT)):  # not so once the loop is closed
+                os.kill(self.pid, signal.SIGQUIT)
             time.sleep(step)
             if self.loop is not None and not self._loop_runs(step):
                 os.kill(self.pid, signal.SIGABRT)
