@@ -96,6 +96,8 @@ def main(
     a reason that is recorded; red is worse than recorded, and the exit status is 1.
     """
     console = Console(stderr=as_json or show_markdown)
+    if not console.is_terminal:
+        console.width = 200  # a log has no width, and a table of twelve columns needs one
     if show_markdown:
         if not path.exists():
             raise typer.BadParameter(f"there is no report at {path} yet: run the matrix first")
@@ -238,7 +240,7 @@ class Matrix:
             self.console.rule(f"{cell.row}: {cell.event}", style="red")
             self.console.print("; ".join(cell.worse), style="red", highlight=False)
             self.console.print(cell.story, markup=False, highlight=False, soft_wrap=True)
-        if not self.console.is_terminal or worse:
+        if worse or not self.console.is_terminal:  # else it is there already
             self.console.print(self._table())
         if self.bare:
             return

@@ -179,15 +179,17 @@ class _Case:
             while len(self.server.events.per_pid("ended")) < self.row.workers:
                 assert time.monotonic() < deadline, "its workers did not all come up"
                 assert self.server.process.poll() is None, "it ended before anything happened"
-                list(clients.map(self._try, range(2 * self.row.workers)))
+                answers = set(clients.map(self._try, range(2 * self.row.workers))) - {"", "200"}
+                assert not answers, f"before anything happened it answered {answers}"
         for pid in self.server.events.per_pid("ended"):
             self.workers[pid] = psutil.Process(pid)
 
-    def _try(self, _: int) -> None:
+    def _try(self, _: int) -> str:
         try:
-            self.server.get("ok", self.server.new_id())
+            return str(self.server.get("ok", self.server.new_id()).status_code)
         except httpx.TransportError:
             time.sleep(0.02)
+            return ""
 
     def _wait_until_in_flight(self, request: Request) -> None:
         if self.event.view != "query":
