@@ -29,7 +29,6 @@ def test_incident_F07(tls_pg: Postgres, tmp_path: Path) -> None:
         assert "bad record mac" in second
 
         assert one_each(guarded) == ("ok", "ok")
-        guarded.stop()
     assert tls_pg.wait_count(0, prefix="incident-f07") == 0
 
 
