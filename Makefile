@@ -19,10 +19,10 @@ highest = $(shell for python in python3.13 $$HOME/.pyenv/versions/3.13*/bin/pyth
 	&& echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-highest has-highest servers storm lint format types bench all lock clean
+.PHONY: help setup demo test test-highest has-highest servers matrix matrix-highest storm lint format types bench all lock clean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: $(ready) ## Make the virtual environment, and nothing else.
 
@@ -39,8 +39,15 @@ test-highest: ## The same with the highest supported Python (3.13), beside the u
 has-highest:
 	@test -n "$(highest)" && echo 3.13
 
-servers: $(ready) ## Run the matrix: every supported server, in subprocesses.
+servers: $(ready) ## End requests in every way, on every supported server.
 	$(bin)/python -m pytest -m servers tests/servers $(ARGS)
+
+matrix: $(ready) ## End workers in every way, on every supported server (ARGS="--help").
+	$(bin)/python -m tests.matrix $(ARGS)
+
+matrix-highest: ## The same with the highest supported Python (3.13), beside the usual one.
+	@$(MAKE) --silent has-highest >&2 || { echo "Python 3.13 is not on this machine."; exit 1; }
+	$(MAKE) matrix VENV=.venv-3.13 PYTHON=$(highest)
 
 storm: $(ready) ## End workers at random moments, under load, on three servers (ARGS="--seed N").
 	$(bin)/python -m tests.storm $(ARGS)

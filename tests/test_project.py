@@ -135,7 +135,9 @@ def test_readme_says_how_to_start(words: str) -> None:
     assert words in (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "types", "servers", "bench", "all"])
+@pytest.mark.parametrize(
+    "target", ["demo", "test", "lint", "types", "servers", "matrix", "bench", "all"]
+)
 def test_makefile_has_the_target(target: str) -> None:
     made = subprocess.run(
         ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False

@@ -62,6 +62,8 @@ class Cell:
     story: str = ""
 
     def as_json(self) -> dict[str, Any]:
+        if self.missing is not None:
+            return {"missing": self.missing}
         return {
             key: value
             for key, value in vars(self).items()
