@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import ctypes
 import gc
 import os
 import threading
@@ -342,3 +343,29 @@ def test_children_of_multiprocessing_close_their_own_and_nothing_else(
         "parent closes",
         "",
     ]
+
+
+def test_a_fork_that_python_is_not_told_of(
+    guard: Lifeguard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that forks in C runs no hooks. The first worker that is opened notices, once."""
+
+    class Owner:
+        told = 0
+
+        def after_fork(self) -> None:
+            self.told += 1
+
+    owner = Owner()
+    fork.watch(owner)
+    monkeypatch.setattr(os, "fork", ctypes.PyDLL(None).fork)
+
+    def child() -> list[int]:
+        before = owner.told
+        guard.acquire()
+        guard.acquire()
+        return [before, owner.told]
+
+    assert in_fork(child) == [0, 1]
+    guard.leave(guard.acquire())
+    assert owner.told == 0
