@@ -5,9 +5,11 @@ How a failed request is attributed, strictly by the log of the app: an attempt t
 * began in a process which got a SIGKILL was held by that process, and is forgiven;
 * began in any other process is a violation, whatever the error;
 * began nowhere, but was answered with anything else than what was asked for, is one as well;
-* began nowhere and was not answered was waiting in a socket that was closed. It is forgiven if a
-  process of that server got a SIGKILL, or left, while it waited or a second before that. The
-  client has asked again then, and what it gets is judged as any other attempt.
+* began nowhere and was not answered was waiting in a socket that was closed. If a process of that
+  server got a SIGKILL just then, that one held it. If a process was leaving just then (from the
+  signal until it was gone; for one that leaves by itself, from its last request), the server
+  dropped it unread: the client asks again, and it is a violation if nobody answers in the end. At
+  any other time it is one at once.
 
 Clients that leave on purpose get no answer: for them only the units count.
 """
@@ -21,8 +23,8 @@ from dataclasses import dataclass, field
 from tests.storm.storm import MAX_SIZE, Attempt, Record
 from tests.support.eventlog import Event
 
-NEAR = 1.0
-"""Seconds between the end of a process and that of a connection it had."""
+NEAR = 0.3
+"""Seconds by which "just then" may be wrong: the end of a process is noticed by looking."""
 GHOST = 2.0
 """Seconds that a connection may be there after its process."""
 
@@ -53,6 +55,7 @@ def judge(record: Record, events: Iterable[Event], *, bare: bool = False) -> Ver
     opened: Counter[int] = Counter()
     closed: Counter[int] = Counter()
     started: dict[str, list[int]] = defaultdict(list)
+    last: dict[int, float] = {}  # when the last request of a process began
     ended: Counter[str] = Counter()
     finished: Counter[str] = Counter()
     for event in events:
@@ -62,6 +65,7 @@ def judge(record: Record, events: Iterable[Event], *, bare: bool = False) -> Ver
             closed[event.pid] += 1
         elif event.event == "started":
             started[event["id"]].append(event.pid)
+            last[event.pid] = event.at
         elif event.event == "ended":
             ended[event["id"]] += 1
         elif event.event == "finished":
@@ -92,6 +96,12 @@ def judge(record: Record, events: Iterable[Event], *, bare: bool = False) -> Ver
                 f"its unit {finished[id_]} times"
             )
 
+    kills = [(moment, moment) for moment in record.killed.values()]
+    leaving = [
+        (record.told_at.get(pid, last.get(pid, moment)), moment)
+        for pid, moment in record.gone.items()
+    ]
+    dropped: set[str] = set()
     for attempt in record.attempts:
         if attempt.left:
             verdict.left += 1
@@ -104,13 +114,18 @@ def judge(record: Record, events: Iterable[Event], *, bare: bool = False) -> Ver
             wrong.append(f"a request failed in process {pid}, not killed: {attempt.error}")
         elif attempt.answered:
             wrong.append(f"a request was refused: {attempt.error}")
-        elif _near(attempt, record.killed.values()):
+        elif _near(attempt, kills):
             verdict.held += 1
-        elif _near(attempt, record.gone.values()):
+        elif _near(attempt, leaving):
             verdict.unread += 1
+            dropped.add(attempt.id)
         else:
             wrong.append(f"a request failed although no process left: {attempt.error}")
-    wrong += [f"a request failed for good: {attempt.error}" for attempt in record.given_up]
+    wrong += [
+        f"a request failed for good: {attempt.error}"
+        for attempt in record.given_up
+        if attempt.id in dropped
+    ]
 
     samples = record.samples
     verdict.peak, verdict.living = samples.peak, samples.living
@@ -125,8 +140,10 @@ def judge(record: Record, events: Iterable[Event], *, bare: bool = False) -> Ver
     return verdict
 
 
-def _near(attempt: Attempt, moments: Iterable[float]) -> bool:
-    return any(attempt.began - NEAR <= moment <= attempt.ended + NEAR for moment in moments)
+def _near(attempt: Attempt, times: Iterable[tuple[float, float]]) -> bool:
+    return any(
+        begin - NEAR <= attempt.ended and attempt.began <= end + NEAR for begin, end in times
+    )
 
 
 def complaints(log: str, prefix: str, killed: Iterable[int]) -> list[str]:

@@ -31,7 +31,7 @@ MAX_SIZE = 2
 """Of the pool of the app (tests/servers/apps): each process has one."""
 CLIENTS = 4
 """Threads that ask, per server."""
-ATTEMPTS = 3
+ATTEMPTS = 5
 """How often a client asks before it gives up. It asks again only where nothing was answered."""
 SAMPLE_EVERY = 0.02
 SETTLE_WITHIN = 10.0
@@ -124,6 +124,7 @@ class Record:
     """Pid and moment of those that got a SIGKILL."""
     told: dict[int, str] = field(default_factory=dict)
     """Pid and kind of those that were told to end."""
+    told_at: dict[int, float] = field(default_factory=dict)
     gone: dict[int, float] = field(default_factory=dict)
     """Pid and moment of those that have ended before the storm was over."""
     attempts: list[Attempt] = field(default_factory=list)
@@ -247,13 +248,13 @@ class Blow:
                 continue
             if kind == "reload":
                 for pid in there:
-                    self.record.told.setdefault(pid, kind)
+                    self._tell(pid, kind)
                 self.note("reload")
                 self.quiet_until = time.monotonic() + 2 * self.target.least_age
                 self.server.process.send_signal(signal.SIGHUP)
                 continue
             pid = there[int(which * len(there))]
-            self.record.told[pid] = kind
+            self._tell(pid, kind)
             self.note(f"{kind} to {pid}")
             if kind == "SIGKILL":
                 self.record.killed[pid] = time.monotonic()
@@ -261,6 +262,11 @@ class Blow:
                 os.kill(pid, getattr(signal, kind))
             except ProcessLookupError:
                 pass
+
+    def _tell(self, pid: int, kind: str) -> None:
+        if kind == "SIGKILL" or pid not in self.record.told:
+            self.record.told[pid] = kind
+        self.record.told_at.setdefault(pid, time.monotonic())
 
     def _may_end(self, there: list[int]) -> bool:
         if not self.target.least_age:
