@@ -22,7 +22,7 @@ import lifeguard
 from lifeguard.testing import Postgres
 from tests.examples.server import ROOT, free_port, running
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").rglob("README.md"))
 
 FENCE = re.compile(

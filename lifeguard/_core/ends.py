@@ -1,6 +1,6 @@
 """How a process ends, and how to be called when it does.
 
-No single hook is enough (measured, see docs/servers.md): ``atexit`` does not run in
+No single hook is enough (measured, see docs/servers/index.md): ``atexit`` does not run in
 multiprocessing children, nor in granian's workers on Python 3.11;
 ``multiprocessing.util.Finalize`` runs there; a SIGTERM that nobody handles runs neither. So all
 of them are registered, in the process that opened something, and whichever comes first does the
