@@ -101,7 +101,7 @@ def main(
     if show_markdown:
         if not path.exists():
             raise typer.BadParameter(f"there is no report at {path} yet: run the matrix first")
-        print(markdown(json.loads(path.read_text())))
+        print(markdown(json.loads(path.read_text()), Expected().why))
         return
     chosen = _choose(ENDS, [row.name for row in ENDS], rows or ["*"], "SERVER")
     columns = _choose(EVENTS, [event.key for event in EVENTS], events.split(","), "--events")
@@ -271,6 +271,7 @@ class Matrix:
             "events": {event.key: event.title for event in self.events},
             "rows": {
                 row.name: {
+                    "package": row.package,
                     "version": row.version,
                     "command": "python " + " ".join(row.command(8000, graceful=GRACEFUL)),
                     "cells": {

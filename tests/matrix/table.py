@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rich.table import Table
@@ -52,19 +53,32 @@ def table(rows: list[str], events: list[str], cells: Cells, title: str) -> Table
     return grid
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """The stored report as tables for the documentation."""
+def markdown(report: dict[str, Any], why: Callable[[str, str], str]) -> str:
+    """The stored report for the documentation: a table, and what is below the goal, and why."""
     titles = {event.key: event.title for event in EVENTS}
     events = [event.key for event in EVENTS if event.key in report["events"]]
     lines = [
         "| server | " + " | ".join(titles[event] for event in events) + " |",
         "|---" * (len(events) + 1) + "|",
     ]
+    reasons: dict[str, list[str]] = {}
     for name, row in report["rows"].items():
-        cells = []
+        texts = []
         for event in events:
             cell = Cell(name, event, **row["cells"].get(event, {"missing": "not run"}))
             text = "" if cell.missing is not None else brief(cell)
-            cells.append(f"**{text}**" if cell.faults else text)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            texts.append(f"**{text}**" if cell.faults else text)
+            if cell.faults:
+                reason = why(name, event) or "no reason is recorded"
+                reasons.setdefault(reason, []).append(f"{name} ({titles[event]})")
+        lines.append(f"| {name} | " + " | ".join(texts) + " |")
+    versions = {row["package"]: row["version"] for row in report["rows"].values()}
+    lines += [
+        "",
+        f"Python {report['python']}, "
+        + ", ".join(f"{package} {version}" for package, version in versions.items())
+        + f"; {report['cores']} cores, {report['seconds'] // 60} minutes.",
+        "",
+        *(f"* {'; '.join(cells)}: {reason}" for reason, cells in reasons.items()),
+    ]
     return "\n".join(lines)

@@ -268,7 +268,7 @@ def test_a_worse_cell_fails_with_its_story(
     cells = report["rows"]["uvicorn"]["cells"]
     assert cells["term"]["outcome"] == ("lost" if lost else "closed")
     assert cells["hup"] == {"missing": "one process: there is no master, and no reload"}
-    assert "| uvicorn | " in markdown(report)
+    assert "| uvicorn | " in markdown(report, Expected().why)
 
 
 def test_brief() -> None:

@@ -123,7 +123,12 @@ _UWSGI = (
 _DIES_BY_SIGNAL = "uvicorn raises the signal again, with its default action, after the shutdown"
 
 _uvicorn = _asgi("uvicorn", "uvicorn", _UVICORN, master=False, bare_sigterm=_DIES_BY_SIGNAL)
-_uvicorn_2 = replace(_with(_uvicorn, "uvicorn, 2 workers", "--workers 2"), workers=2, master=True)
+_uvicorn_2 = replace(
+    _with(_uvicorn, "uvicorn, 2 workers", "--workers 2"),
+    workers=2,
+    master=True,
+    limits=replace(_uvicorn.limits, reload=True),
+)
 _gunicorn_uvicorn = _asgi(
     "gunicorn uvicorn-worker",
     "gunicorn",
