@@ -1,7 +1,8 @@
 """Kludex/uvicorn#260: the lifespan is switched off, and with it whatever it opens.
 
-The report asks for the option, as a framework could not do with the messages. It is there, is
-copied from one deployment to the next, and turns a later app's startup off without a word.
+The report asks for an option, for frameworks that have not implemented the protocol. Many
+deployments have had it set since then. What an app opens at its startup later on is not opened
+there, without a word.
 """
 
 from __future__ import annotations

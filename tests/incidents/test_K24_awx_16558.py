@@ -1,8 +1,9 @@
 """ansible/awx#16558: uWSGI's harakiri kills the worker, and not the worker's query.
 
 94 abandoned queries were seen at once where a dozen were expected, each taking its share of the
-server from those that somebody still waits for. The project now derives a ``statement_timeout``
-from the harakiri; a first version looked the option up by the wrong type of key, and set nothing.
+server from those that somebody still waits for. The remedy there is a ``statement_timeout`` that is
+derived from the harakiri. (It had no effect where uWSGI names its options by another type of key,
+ctrliq/ascender#642.)
 """
 
 from __future__ import annotations
