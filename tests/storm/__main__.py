@@ -142,7 +142,7 @@ def main(
     seed: Annotated[
         int | None, typer.Option(help="Of the dice. Without one they are rolled, and it is shown.")
     ] = None,
-    limit: Annotated[float, typer.Option(help="Seconds it may take at most.")] = 240.0,
+    limit: Annotated[float, typer.Option(help="Seconds it may take at most.")] = 360.0,
     bare_ends: Annotated[
         int,
         typer.Option(

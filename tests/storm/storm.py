@@ -49,7 +49,7 @@ class Target:
     """What it is given on top where the app is guarded."""
     share: int = 4
     """Of the ends, relative to the others'."""
-    weights: tuple[int, int, int] = (3, 3, 1)
+    weights: tuple[int, int, int] = (3, 2, 1)
     """How often a worker gets SIGTERM, and SIGKILL, and the master SIGHUP."""
     least_age: float = 0.0
     """Seconds that every worker must have served before one of them is ended."""
@@ -64,12 +64,12 @@ TARGETS = (
     Target(
         "uvicorn",
         _row("uvicorn, 2 workers"),
-        "--limit-max-requests 10 --limit-max-requests-jitter 30",
+        "--limit-max-requests 8 --limit-max-requests-jitter 16",
     ),
     Target(
         "gunicorn gthread",
         _row("gunicorn gthread"),
-        f"--workers {WORKERS} --max-requests 10 --max-requests-jitter 30",
+        f"--workers {WORKERS} --max-requests 8 --max-requests-jitter 16",
         hook="-c python:lifeguard.gunicorn",
     ),
     Target(
