@@ -26,6 +26,8 @@ POLL = 1.0
 @fork.in_child
 def _in_child() -> None:
     global _me, _parent, _pidfd
+    if _me == os.getpid():  # imported after the fork, which was noticed later (gunicorn's config)
+        return
     _me, _parent = os.getpid(), _me  # not getppid(): the parent may be gone already
     if _pidfd >= 0:
         os.close(_pidfd)  # that of the parent's parent

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -151,6 +152,22 @@ signal.pause()
         eventlog.wait_count("close", 1)
     events = [event.event for event in eventlog.read()]
     assert (events[0], events[-1]) == ("open", "close")
+    assert is_gone(eventlog)
+
+
+@pytest.mark.usefixtures("env")
+def test_an_app_that_is_imported_after_the_fork(eventlog: EventLog, tmp_path: Path) -> None:
+    """As under `gunicorn -c python:lifeguard.gunicorn`: the master knows the package, no more."""
+    code = f"""
+import os
+import lifeguard
+if os.fork() == 0:
+{textwrap.indent(WORKER, "    ")}
+    serve()
+    os._exit(0)
+os.wait()
+"""
+    assert orphaned(code, eventlog, tmp_path / "program.py") == ["open", "ready", "close"]
     assert is_gone(eventlog)
 
 
