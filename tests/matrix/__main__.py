@@ -27,7 +27,7 @@ from tests.servers.harness import GRACEFUL
 from tests.servers.rows import ENDS, Row
 
 AGAIN = 6
-"""How often what was slow is measured anew, with nothing beside it."""
+"""How often what was slow is measured anew: each time there is less of it, and so less noise."""
 
 EPILOG = """
 Examples:
@@ -185,8 +185,13 @@ class Matrix:
                 except BaseException:
                     pool.shutdown(cancel_futures=True)
                     raise
-            for row, event in todo:  # with nothing beside it, what is slow is slow by itself
-                self._measure_again(row, event, pg, folder)
+            for _ in range(AGAIN):
+                slow = [cell for cell in todo if is_slow(*self.runs[cell[0].name, cell[1].key])]
+                if not slow:
+                    break
+                self._hint(f"measured again, for they were slow: {len(slow)} cells")
+                with ThreadPoolExecutor(max(1, jobs // 2)) as pool:
+                    list(pool.map(lambda cell: self._measure_again(*cell, pg, folder), slow))
 
     def _measure(self, row: Row, event: Event, pg: Postgres, folder: Path) -> Cell:
         guarded, bare = [run(row, event, pg, folder, bare=self.bare)], []
@@ -197,13 +202,9 @@ class Matrix:
 
     def _measure_again(self, row: Row, event: Event, pg: Postgres, folder: Path) -> None:
         guarded, bare = self.runs[row.name, event.key]
-        for _ in range(AGAIN):
-            if not is_slow(guarded, bare):
-                return
-            self.console.print(f"again, alone: {row.name}, {event.title}", style="dim")
-            guarded.append(run(row, event, pg, folder))
-            bare.append(run(row, event, pg, folder, bare=True))
-            self._set(cell_of(guarded, bare))
+        guarded.append(run(row, event, pg, folder))
+        bare.append(run(row, event, pg, folder, bare=True))
+        self._set(cell_of(guarded, bare))
 
     def _set(self, cell: Cell) -> Cell:
         if cell.missing is None and not self.bare:
@@ -231,6 +232,9 @@ class Matrix:
             highlight=False,
             soft_wrap=True,
         )
+
+    def _hint(self, text: str) -> None:
+        self.console.print(text, style="dim", highlight=False)
 
     def show(self, seconds: float) -> None:
         """The table, and the story of each cell that has got worse."""
