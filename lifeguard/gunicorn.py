@@ -191,10 +191,9 @@ class _End:
             step = self.reserve / 4
             if callable(signal.getsignal(signal.SIGQUIT)):  # not so once the loop is closed
                 os.kill(self.pid, signal.SIGQUIT)
-            time.sleep(step)
             if self.loop is not None and not self._loop_runs(step):
                 os.kill(self.pid, signal.SIGABRT)
-                time.sleep(step)
+            time.sleep(step)
         with self.closing:
             _ends.run(self.pid)
 

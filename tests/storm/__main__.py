@@ -73,7 +73,10 @@ def storm(
             if record.ends < blow.wanted:
                 record.trouble.append(f"only {record.ends} workers ended within {limit:g} s")
             record.complaints = complaints(text, blow.prefix, record.killed)
-            verdicts.append(judge(record, blow.server.events.read(), bare=bare))
+            verdict = judge(record, blow.server.events.read(), bare=bare)
+            if verdict.violations and not bare:
+                verdict.log = blow.server.tail(2000)
+            verdicts.append(verdict)
     return verdicts
 
 

@@ -48,6 +48,8 @@ class Verdict:
     samples: int = 0
     violations: list[str] = field(default_factory=list)
     diary: list[tuple[float, str]] = field(default_factory=list)
+    log: str = ""
+    """The end of the server's log, where something is wrong."""
 
 
 def judge(record: Record, events: Iterable[Event], *, bare: bool = False) -> Verdict:

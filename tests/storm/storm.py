@@ -64,7 +64,8 @@ TARGETS = (
     Target(
         "uvicorn",
         _row("uvicorn, 2 workers"),
-        "--limit-max-requests 8 --limit-max-requests-jitter 16",
+        # It kills a worker that does not answer within so many seconds: on a busy machine, none.
+        "--limit-max-requests 8 --limit-max-requests-jitter 16 --timeout-worker-healthcheck 60",
     ),
     Target(
         "gunicorn gthread",
