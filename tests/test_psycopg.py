@@ -223,6 +223,44 @@ def test_a_loop_that_is_closed_without_a_word(dsn: str) -> None:
     assert script(code, dsn)[0] == ["True 1 0", "0"]
 
 
+def test_what_a_unit_holds_when_its_loop_is_closed(dsn: str) -> None:
+    """The unit can never end. It is named, and PostgreSQL hears a goodbye from its connection."""
+    code = """
+        import asyncio, logging, sys, lifeguard
+        from psycopg_pool import AsyncConnectionPool
+        logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.WARNING)
+        logging.getLogger("asyncio").disabled = True  # pending tasks: that is what this is about
+        sys.unraisablehook = lambda *_: None
+        guard = lifeguard.Lifeguard()
+        held = []
+
+        async def hold(pool, inside):
+            async with guard.unit("holds"):
+                async with pool.connection() as conn:
+                    await conn.execute("SELECT 1")
+                    held.append(conn)
+                    inside.set()
+                    await asyncio.Event().wait()
+
+        async def begin():
+            inside = asyncio.Event()
+            pool = AsyncConnectionPool(sys.argv[1], open=False, min_size=1)
+            await guard.worker(resources=[pool]).__aenter__()
+            held.append(asyncio.create_task(hold(pool, inside)))
+            await inside.wait()
+
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(begin())
+        loop.close()
+        guard._worker.end()
+        print(held[1].closed, held[1].pgconn.status == 1)  # BAD: finished
+    """
+    lines = script(code, dsn)[0]
+    assert "unit 'holds' is still running" in lines[0]
+    assert "its event loop is gone" in lines[0]
+    assert lines[-1] == "True True"
+
+
 EXIT = """
     import sys
     from psycopg_pool import ConnectionPool

@@ -269,6 +269,9 @@ class Worker(Lifetime):
         if not self._claim():
             return
         self.serving = False
+        units = _WaitForUnits(self)
+        units.find()
+        units.give_up("its event loop is gone")
         cut: list[str] = []  # what was closed without a word to whoever used it
         lost: list[str] = []
         errors: list[BaseException] = []
@@ -445,6 +448,13 @@ class _WaitForUnits:
         self._over = Latch()
 
     def run(self, awaits: bool) -> Any:
+        self.find()
+        if not self._pending:
+            return None
+        return self._await_all() if awaits else self._wait_all()
+
+    def find(self) -> None:
+        """Hear of the end of each unit that runs now."""
         mine = self.worker.guard.current.get()
         waiting: list[Unit] = []
         for unit in self.worker.running():
@@ -458,9 +468,6 @@ class _WaitForUnits:
             unit.insert(0, Call(self._ended, (unit,), awaits=False))  # the first one runs last
             if unit.state is CLOSED:
                 self._ended(unit)
-        if not self._pending:
-            return None
-        return self._await_all() if awaits else self._wait_all()
 
     def _ended(self, unit: Unit) -> None:
         self._pending.discard(unit)
@@ -476,7 +483,7 @@ class _WaitForUnits:
                 while not self._over.wait(min(until - now(), 0.1)) and now() < until:
                     pass
         finally:
-            self._give_up()
+            self.give_up()
 
     async def _await_all(self) -> None:
         import anyio
@@ -488,9 +495,14 @@ class _WaitForUnits:
             ):
                 await self._over.wait_async()
         finally:
-            self._give_up()
+            self.give_up()
 
-    def _give_up(self) -> None:
+    def give_up(self, why: str = "") -> None:
+        """Say which units are still running, and take back what they have borrowed."""
+        if not why:
+            why = f"it was given {self.worker.guard.grace:g} s to end (grace)"
+            if self._over.is_set():
+                why = "a second signal cut its grace short"
         for unit in list(self._pending):
             self.worker.given_up.add(unit)
             age = unit.age
@@ -501,9 +513,7 @@ class _WaitForUnits:
                 str(unit),  # now: it forgets its name with its end
                 age,
                 f" at {unit.place}" if unit.place else "",
-                "a second signal cut its grace short"
-                if self._over.is_set()
-                else f"it was given {self.worker.guard.grace:g} s to end (grace)",
+                why,
                 extra={"lifeguard_unit": unit.name, "lifeguard_age": age},
             )
             tell(self.worker.guard.observers, "unit_given_up", unit, age)
