@@ -33,6 +33,8 @@ CLIENTS = 4
 """Threads that ask, per server."""
 ATTEMPTS = 5
 """How often a client asks before it gives up. It asks again only where nothing was answered."""
+PATIENCE = 40.0
+"""Seconds that a client waits: longer than a server stands still without a worker."""
 SAMPLE_EVERY = 0.02
 SETTLE_WITHIN = 10.0
 """Seconds for a server to end, and for its connections to be gone, at the end of all."""
@@ -64,8 +66,9 @@ TARGETS = (
     Target(
         "uvicorn",
         _row("uvicorn, 2 workers"),
-        # It kills a worker that does not answer within so many seconds: on a busy machine, none.
-        "--limit-max-requests 8 --limit-max-requests-jitter 16 --timeout-worker-healthcheck 60",
+        # It kills a worker that is not ready, or does not answer, within so many seconds, which a
+        # busy machine may need; and stands still for as long when one ends while it is asked.
+        "--limit-max-requests 8 --limit-max-requests-jitter 16 --timeout-worker-healthcheck 10",
     ),
     Target(
         "gunicorn gthread",
@@ -302,7 +305,7 @@ class Blow:
 
     def _get(self, attempt: Attempt, dice: random.Random) -> None:
         """Ask, and read the answer to its end."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=15)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=PATIENCE)
         try:
             path = f"/{attempt.view}?id={attempt.id}"
             connection.request("GET", path, headers={"Connection": "close"})
