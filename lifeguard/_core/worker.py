@@ -501,7 +501,9 @@ class _WaitForUnits:
         """Say which units are still running, and take back what they have borrowed."""
         if not why:
             why = f"it was given {self.worker.guard.grace:g} s to end (grace)"
-            if self._over.is_set():
+            if ends.is_late():
+                why = "whoever ends this process is about to kill it"
+            elif self._over.is_set():
                 why = "a second signal cut its grace short"
         for unit in list(self._pending):
             self.worker.given_up.add(unit)
