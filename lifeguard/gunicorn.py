@@ -151,7 +151,6 @@ class _End:
         if not self.hangs:
             self._be_told(signum)
             self.worker.cfg.worker_abort(self.worker)
-            os.kill(self.pid, signal.SIGQUIT)  # for the loop, once it runs again
         if "asyncio" in sys.modules:
             import asyncio
 
@@ -187,13 +186,13 @@ class _End:
             extra={"lifeguard_pid": self.pid},
         )
         _ends.hurry()
-        if not self.hangs:
-            step = self.reserve / 4
-            if callable(signal.getsignal(signal.SIGQUIT)):  # not so once the loop is closed
-                os.kill(self.pid, signal.SIGQUIT)
-            if self.loop is not None and not self._loop_runs(step):
-                os.kill(self.pid, signal.SIGABRT)
-            time.sleep(step)
+        step = self.reserve / 4
+        if self.loop is not None and not self.hangs and not self._loop_runs(step):
+            os.kill(self.pid, signal.SIGABRT)
+            time.sleep(step)  # a request that is cancelled twice has no time to roll back
+        if callable(signal.getsignal(signal.SIGQUIT)):  # not so once the loop is closed
+            os.kill(self.pid, signal.SIGQUIT)
+        time.sleep(step)
         with self.closing:
             _ends.run(self.pid)
 

@@ -57,12 +57,13 @@ def judge(record: Record, events: Iterable[Event], *, bare: bool = False) -> Ver
     opened: Counter[int] = Counter()
     closed: Counter[int] = Counter()
     started: dict[str, list[int]] = defaultdict(list)
-    last: dict[int, float] = {}  # when the last request of a process began
+    last: dict[int, float] = {}  # when a process opened, or its last request began
     ended: Counter[str] = Counter()
     finished: Counter[str] = Counter()
     for event in events:
         if event.event == "opened":
             opened[event.pid] += 1
+            last[event.pid] = event.at
         elif event.event == "closed":
             closed[event.pid] += 1
         elif event.event == "started":
