@@ -501,10 +501,8 @@ class _WaitForUnits:
         """Say which units are still running, and take back what they have borrowed."""
         if not why:
             why = f"it was given {self.worker.guard.grace:g} s to end (grace)"
-            if ends.is_late():
-                why = "whoever ends this process is about to kill it"
-            elif self._over.is_set():
-                why = "a second signal cut its grace short"
+            if self._over.is_set():
+                why = "its grace was cut short, for whoever ends this process waits no longer"
         for unit in list(self._pending):
             self.worker.given_up.add(unit)
             age = unit.age
