@@ -112,7 +112,8 @@ def test_request_longer_than_the_graceful_timeout(
     request = begin(server, "wait")
     end(server, signal.SIGTERM)
     assert closed_once(server), server.tail()
-    assert "gunicorn kills it in a moment" in server.log.read_text()
+    log = server.log.read_text()  # uvicorn says it itself, where it comes to that
+    assert "gunicorn kills it in a moment" in log or "graceful shutdown exceeded" in log
     if not kind.startswith("gthread"):  # a thread cannot be stopped from outside
         assert events(server, request) == ["started", "ended", "finished"]
     assert complaints() == []
