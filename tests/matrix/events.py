@@ -45,9 +45,11 @@ class Event:
     @property
     def slack(self) -> float:
         """Seconds by which two ends of the same kind differ by themselves."""
-        return (
-            1.0 if self.key == "timeout" else 0.0
-        )  # gunicorn's and uwsgi's masters look once a second
+        if self.key == "timeout":
+            return 1.0  # gunicorn's and uWSGI's masters look once a second
+        if self.key == "hup":
+            return 0.5  # uvicorn starts one worker before it ends the next: that is in it, too
+        return 0.0
 
     @property
     def graceful(self) -> float:
