@@ -102,7 +102,7 @@ def judge(record: Record, events: Iterable[Event], *, bare: bool = False) -> Ver
     kills = [(moment, moment) for moment in record.killed.values()]
     leaving = [
         (record.told_at.get(pid, last.get(pid, moment)), moment)
-        for pid, moment in record.gone.items()
+        for pid, moment in {**record.gone, **record.stopped}.items()
     ]
     dropped: set[str] = set()
     for attempt in record.attempts:
@@ -123,7 +123,11 @@ def judge(record: Record, events: Iterable[Event], *, bare: bool = False) -> Ver
             verdict.unread += 1
             dropped.add(attempt.id)
         else:
-            wrong.append(f"a request failed although no process left: {attempt.error}")
+            near = min((_distance(attempt, end) for end in kills + leaving), default=None)
+            wrong.append(
+                f"a request ({attempt.view}) failed although no process left: {attempt.error}, "
+                f"after {attempt.ended - attempt.began:.2f} s, {near} s from the nearest end"
+            )
     wrong += [
         f"a request failed for good: {attempt.error}"
         for attempt in record.given_up
@@ -144,9 +148,12 @@ def judge(record: Record, events: Iterable[Event], *, bare: bool = False) -> Ver
 
 
 def _near(attempt: Attempt, times: Iterable[tuple[float, float]]) -> bool:
-    return any(
-        begin - NEAR <= attempt.ended and attempt.began <= end + NEAR for begin, end in times
-    )
+    return any(_distance(attempt, time) <= NEAR for time in times)
+
+
+def _distance(attempt: Attempt, time: tuple[float, float]) -> float:
+    """Seconds between the two, 0 if they overlap."""
+    return round(max(0.0, time[0] - attempt.ended, attempt.began - time[1]), 2)
 
 
 def complaints(log: str, prefix: str, killed: Iterable[int]) -> list[str]:

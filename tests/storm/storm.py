@@ -131,6 +131,8 @@ class Record:
     told_at: dict[int, float] = field(default_factory=dict)
     gone: dict[int, float] = field(default_factory=dict)
     """Pid and moment of those that have ended before the storm was over."""
+    stopped: dict[int, float] = field(default_factory=dict)
+    """The same of those that ended with their server."""
     attempts: list[Attempt] = field(default_factory=list)
     given_up: list[Attempt] = field(default_factory=list)
     samples: Samples = field(default_factory=Samples)
@@ -217,7 +219,7 @@ class Blow:
             time.sleep(0.05)
         self.record.left_processes = sorted(left)
         for pid in set(self.record.gone) - before:  # ended with their server: not by the storm
-            del self.record.gone[pid]
+            self.record.stopped[pid] = self.record.gone.pop(pid)
         self.record.left_connections = self.pg.wait_count(
             0, prefix=self.prefix, timeout=SETTLE_WITHIN
         )
