@@ -7,9 +7,9 @@ How a failed request is attributed, strictly by the log of the app: an attempt t
 * began nowhere, but was answered with anything else than what was asked for, is one as well;
 * began nowhere and was not answered was waiting in a socket that was closed. If a process of that
   server got a SIGKILL just then, that one held it. If a process was leaving just then (from the
-  signal until it was gone; for one that leaves by itself, from its last request), the server
-  dropped it unread: the client asks again, and it is a violation if nobody answers in the end. At
-  any other time it is one at once.
+  signal or from its last request, whichever was first, until it was gone), the server dropped it
+  unread: the client asks again, and it is a violation if nobody answers in the end. At any other
+  time it is one at once.
 
 Clients that leave on purpose get no answer: for them only the units count.
 """
@@ -100,8 +100,8 @@ def judge(record: Record, events: Iterable[Event], *, bare: bool = False) -> Ver
             )
 
     kills = [(moment, moment) for moment in record.killed.values()]
-    leaving = [
-        (record.told_at.get(pid, last.get(pid, moment)), moment)
+    leaving = [  # it may have left already when it was told
+        (min(last.get(pid, moment), record.told_at.get(pid, moment)), moment)
         for pid, moment in {**record.gone, **record.stopped}.items()
     ]
     dropped: set[str] = set()
