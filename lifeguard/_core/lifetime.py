@@ -301,13 +301,17 @@ class Lifetime(list["Exit"]):
                     return errors
                 exit_.end(exc)
                 try:
-                    yield exit_
+                    yield self._step(exit_)
                 except BaseException as error:
                     errors.append(error)
             self.state = CLOSED
             if not self:
                 return errors
             self.state = CLOSING  # one came in between the last look and the end
+
+    def _step(self, exit_: Exit) -> Step:
+        """How *exit_* is run."""
+        return exit_
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self}, {self.state}>"

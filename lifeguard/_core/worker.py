@@ -33,14 +33,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable
-    from typing import Any, TypeVar
+    from typing import Any
 
     from .guard import Guard
     from .lifetime import Plan, Step
     from .resource import Resource
     from .unit import Unit
-
-    T = TypeVar("T")
 
 
 class Worker(Lifetime):
@@ -53,6 +51,7 @@ class Worker(Lifetime):
     __slots__ = (
         "__weakref__",
         "closed",
+        "deadline",
         "failure",
         "given_up",
         "guard",
@@ -80,6 +79,7 @@ class Worker(Lifetime):
         self.values: dict[Resource[Any], Any] = {}
         self.given_up: set[Unit] = set()
         self.holders = 0
+        self.deadline = 0.0  # of its exits, when it closes
         self.loop: asyncio.AbstractEventLoop | None = None
         self.opener: asyncio.Task[Any] | None = None
         self.failure: BaseException | None = None
@@ -205,10 +205,14 @@ class Worker(Lifetime):
             yield _WaitForUnits(self)
         except BaseException as error:  # whatever it was, the resources close
             failed.append(error)
-        exits = super()._closing(exc, sync_only=sync_only)
-        errors = failed + (yield from _limited(exits, self.guard.grace))
+        self.deadline = now() + self.guard.grace
+        errors = failed + (yield from super()._closing(exc, sync_only=sync_only))
         self._is_closed(errors)
         return errors
+
+    def _step(self, exit_: Exit) -> Step:
+        """*exit_* within what is left of the grace; a late one still gets a tenth of that."""
+        return _Limited(exit_, max(self.deadline - now(), self.guard.grace / 10))
 
     def _is_closed(self, errors: list[BaseException]) -> None:
         self.state = CLOSED
@@ -381,25 +385,6 @@ class _Close(Exit):
 
     def __str__(self) -> str:
         return f"closing {self.resource}"
-
-
-def _limited(plan: Plan[T], seconds: float) -> Plan[T]:
-    """*plan*, whose steps may not block for longer than *seconds*, all of them together.
-
-    A step that comes late, because one before it hung, still gets a tenth of that.
-    """
-    deadline = now() + seconds
-    try:
-        step = next(plan)
-        while True:
-            try:
-                result = yield _Limited(step, max(deadline - now(), seconds / 10))
-            except BaseException as exc:
-                step = plan.throw(exc)
-            else:
-                step = plan.send(result)
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
 
 
 class _Limited:
