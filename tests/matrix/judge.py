@@ -117,20 +117,32 @@ def allowed(guarded: Run, bare: Run) -> float:
 
 
 def is_slow(guarded: list[Run], bare: list[Run]) -> bool:
-    """Whether the quickest of the guarded runs is slower than the quickest of the bare ones."""
-    mine, theirs = quickest(guarded), quickest(bare)
-    if mine is None or theirs is None or mine.seconds is None or not mine.event.timed:
-        return False
-    return mine.seconds > allowed(mine, theirs)
+    """Whether the guarded runs are slower: the quickest of them, and the one in the middle.
+
+    Each beside its like of the bare runs. Some masters look once a second, so that a single bare
+    run may be lucky by more than the margin.
+    """
+    for choose in (quickest, middle):
+        mine, theirs = choose(guarded), choose(bare)
+        if mine is None or theirs is None or mine.seconds is None or not mine.event.timed:
+            return False
+        if mine.seconds <= allowed(mine, theirs):
+            return False
+    return True
+
+
+def _by_time(runs: list[Run]) -> list[Run]:
+    good = [run for run in runs if not run.error]
+    return sorted(good, key=lambda run: float("inf") if run.seconds is None else run.seconds)
 
 
 def quickest(runs: list[Run]) -> Run | None:
-    good = [run for run in runs if not run.error]
-    return min(
-        good,
-        key=lambda run: float("inf") if run.seconds is None else run.seconds,
-        default=None,
-    )
+    return next(iter(_by_time(runs)), None)
+
+
+def middle(runs: list[Run]) -> Run | None:
+    ordered = _by_time(runs)
+    return ordered[len(ordered) // 2] if ordered else None
 
 
 def cell_of(guarded: list[Run], bare: list[Run]) -> Cell:

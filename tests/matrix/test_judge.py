@@ -112,6 +112,8 @@ def test_faults(values: dict[str, object], faults: list[str], word: str) -> None
         ([{"seconds": 0.5}], [{"seconds": 0.3}], False),
         ([{"seconds": 0.6}], [{"seconds": 0.3}], True),
         ([{"seconds": 0.6}, {"seconds": 0.4}], [{"seconds": 0.3}, {"seconds": 0.9}], False),
+        ([{"seconds": 1.4}] * 3, [{"seconds": 1.1}, {"seconds": 1.3}, {"seconds": 1.3}], False),
+        ([{"seconds": 1.6}] * 3, [{"seconds": 1.1}, {"seconds": 1.3}, {"seconds": 1.3}], True),
         ([{"seconds": 0.6}], [{"seconds": None}], False),
         ([{"seconds": 0.6}], [], False),
         ([{"error": "boom"}], [{"seconds": 0.1}], False),
