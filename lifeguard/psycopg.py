@@ -30,7 +30,7 @@ from ._core.errors import WrongProcessError
 from ._core.lifetime import CLOSED, OPEN, Call
 from ._core.resource import Adapter
 from ._core.shield import running_loop, shielded
-from ._core.unit import Borrow, Unit, plumbing
+from ._core.unit import FULL_STACK, Borrow, Unit, plumbing
 from ._net import Net
 from ._psycopg_fork import sever
 from ._psycopg_net import aspread, spread
@@ -511,7 +511,9 @@ def _reopening_sync(cls: Any) -> type:
 
         def getconn(self, timeout: float | None = None) -> Any:
             self.open()
-            return cls.getconn(self, timeout)
+            conn = cls.getconn(self, timeout)
+            conn._lifeguard.frames = _frames(_frame(1), FULL_STACK)  # not this frame
+            return conn
 
     return Reopening
 
@@ -528,7 +530,9 @@ def _reopening_async(cls: Any) -> type:
 
         async def getconn(self, timeout: float | None = None) -> Any:
             await self.open()
-            return await cls.getconn(self, timeout)
+            conn = await cls.getconn(self, timeout)
+            conn._lifeguard.frames = _frames(_frame(1), FULL_STACK)
+            return conn
 
     return Reopening
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from psycopg_pool import ConnectionPool
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 import lifeguard
 from lifeguard.testing import Postgres
@@ -130,7 +130,7 @@ def test_a_child_that_ends_leaves_the_parent_alone(
     connections, nor run the parent's exits."""
     code = f"""
         import os, sys, lifeguard
-        from psycopg_pool import ConnectionPool
+        from psycopg_pool import AsyncConnectionPool, ConnectionPool
         pool = ConnectionPool(sys.argv[1], open=False, min_size=2)
         guard = lifeguard.Lifeguard()
 
@@ -173,7 +173,7 @@ def test_backends_end_with_a_killed_parent(
     parent's sockets, so the server sees them closed. (Bare, they stay as long as the child.)"""
     code = """
         import os, sys, time, lifeguard
-        from psycopg_pool import ConnectionPool
+        from psycopg_pool import AsyncConnectionPool, ConnectionPool
         pool = ConnectionPool(sys.argv[1], open=False, min_size=3)
         lifeguard.worker(resources=[pool]).__enter__()
         pool.wait()
@@ -323,7 +323,7 @@ def test_a_fork_while_a_thread_is_in_a_transaction(end: str, pg: Postgres, dsn: 
     code = f"""
         import gc, os, sys, threading, lifeguard
         from concurrent.futures import ThreadPoolExecutor
-        from psycopg_pool import ConnectionPool
+        from psycopg_pool import AsyncConnectionPool, ConnectionPool
         pool = ConnectionPool(sys.argv[1], open=False, min_size=1, max_size=2, timeout=5)
         inside, over = threading.Event(), threading.Event()
 
@@ -419,3 +419,62 @@ def test_a_fork_below_a_running_loop(dsn: str, guard: lifeguard.Lifeguard) -> No
             assert ask(pool, 3) == (3, mine)
 
     asyncio.run(main())
+
+
+class Leaks(lifeguard.Observer):
+    def __init__(self) -> None:
+        self.stacks: list[list[str]] = []
+
+    def leaked(self, borrow: Any) -> None:
+        self.stacks.append(borrow.stack())
+
+
+@pytest.mark.filterwarnings("ignore::lifeguard.LeakWarning")
+@pytest.mark.parametrize("how", ["getconn", "connection", "async"])
+def test_a_leak_of_the_first_borrow_in_a_child_names_its_line(
+    how: str, pg: Postgres, dsn: str, appname: str
+) -> None:
+    """The pool opens anew in that call. Who made it is in the report all the same."""
+    observer = Leaks()
+    guard = lifeguard.Lifeguard(handle_sigterm=False, observers=[observer])
+    held: list[Any] = []
+
+    def forgets(pool: Any) -> None:
+        if how == "getconn":
+            pool.getconn()
+        else:
+            held.append(pool.connection())  # or it would be left with the last reference
+            held[0].__enter__()
+
+    async def forgets_async(pool: Any) -> None:
+        async with guard.unit():
+            await pool.getconn()
+
+    def child(pool: Any) -> list[str]:
+        with guard.unit():
+            forgets(pool)
+        return observer.stacks[0]
+
+    def async_child(pool: Any) -> list[str]:
+        async def main() -> None:
+            async with guard.worker():
+                await forgets_async(pool)
+                await pool.close()
+
+        asyncio.run(main())
+        return observer.stacks[0]
+
+    async def open_and_fork() -> list[str]:
+        async with AsyncConnectionPool(dsn, open=False, min_size=1, max_size=2) as pool:
+            guard.adopt(pool)
+            with ThreadPoolExecutor(1) as executor:  # where no loop runs
+                return executor.submit(in_child, lambda: async_child(pool)).result(20)  # type: ignore[no-any-return]
+
+    if how == "async":
+        stack = asyncio.run(open_and_fork())
+    else:
+        with ConnectionPool(dsn, open=True, min_size=1, max_size=2) as pool:
+            guard.adopt(pool)
+            stack = in_child(lambda: child(pool))
+    assert any("forgets" in line for line in stack), stack
+    assert pg.wait_count(0, prefix=appname) == 0
