@@ -37,6 +37,7 @@ elif SYNC:
     @guard.resource
     def db() -> Iterator[ConnectionPool]:
         with ConnectionPool(dsn(), open=False, **SIZE) as pool:
+            pool.wait()
             log.write("opened")
             yield pool
         log.write("closed")  # not in a `finally`: a generator that is thrown away is not closed
@@ -46,6 +47,7 @@ else:
     @guard.resource
     async def db() -> AsyncIterator[AsyncConnectionPool]:
         async with AsyncConnectionPool(dsn(), open=False, **SIZE) as pool:
+            await pool.wait()
             log.write("opened")
             yield pool
         log.write("closed")

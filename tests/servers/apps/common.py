@@ -19,8 +19,8 @@ from tests.support.eventlog import EventLog
 BARE = bool(os.environ.get("APP_BARE"))
 SIZE: dict[str, Any] = {"min_size": 2, "max_size": 2, "timeout": 5.0}
 """Small, so that a connection that is not given back is missed by the next requests. And of one
-size, so that none is just being made when a worker ends: uWSGI runs Python's exit handlers after
-OpenSSL's, and then that one fails."""
+size, and waited for, so that none is just being made when a worker ends: uWSGI runs Python's exit
+handlers after OpenSSL's, and then that one fails."""
 
 QUERY = 8
 """Seconds of the query of those who are to be killed in the middle of it."""
@@ -65,6 +65,7 @@ class BarePool:
         with self._lock:
             if self._pool is None:
                 self._pool = ConnectionPool(dsn(), open=True, **SIZE)
+                self._pool.wait()
                 log.write("opened")
                 atexit.register(self._close, self._pool)
             return self._pool

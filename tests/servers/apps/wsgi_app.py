@@ -27,6 +27,7 @@ else:
     @guard.resource
     def db() -> Iterator[ConnectionPool]:
         with ConnectionPool(dsn(), open=False, **SIZE) as pool:
+            pool.wait()
             log.write("opened")
             yield pool
         log.write("closed")  # not in a `finally`: a generator that is thrown away is not closed
