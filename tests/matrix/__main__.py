@@ -26,7 +26,7 @@ from tests.matrix.table import Cells, brief, markdown, table
 from tests.servers.harness import GRACEFUL
 from tests.servers.rows import ENDS, Row
 
-AGAIN = 6
+AGAIN = 12
 """How often what was slow is measured anew: each time there is less of it, and so less noise."""
 
 EPILOG = """
