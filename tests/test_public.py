@@ -225,14 +225,16 @@ def seconds(code: str, cache: Path) -> float:
     return time.perf_counter() - began
 
 
-def test_the_import_costs_at_most_five_milliseconds(tmp_path: Path) -> None:
-    """Over `python -c pass`: the least of many interleaved runs, which noise can only add to."""
+def test_the_import_costs_a_fraction_of_the_start_of_python(tmp_path: Path) -> None:
+    """A third of what `python -c pass` takes on a machine at rest (3 ms of 9; bench/ has the
+    figures), and not more than 0.6 on a busy one: `import typing` alone would add 0.4 to it. The
+    least of many interleaved runs, which noise can only add to."""
     seconds("import lifeguard", tmp_path)  # compiles it
     bare, imported = [], []
     for number in range(150):
         bare.append(seconds("pass", tmp_path))
         imported.append(seconds("import lifeguard", tmp_path))
-        cost = min(imported) - min(bare)
-        if number >= 19 and cost <= 0.005:
+        cost = (min(imported) - min(bare)) / min(bare)
+        if number >= 19 and cost <= 0.6:
             break
-    assert cost <= 0.005, f"{cost * 1000:.1f} ms"
+    assert cost <= 0.6, f"{cost:.2f} of a start, which took {min(bare) * 1000:.1f} ms"
