@@ -117,6 +117,9 @@ class PoolAdapter(Adapter):
     def _end(self) -> None:
         self._close()
 
+    def is_closing(self) -> bool:
+        return False  # where that matters, its worker is
+
     @property
     def awaits(self) -> bool:
         return self.is_async

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     class Endable(Protocol):
         def end(self) -> None: ...
 
+        def is_closing(self) -> bool: ...
+
 
 _open: list[weakref.ref[Endable]] = []  # in the order in which they were opened
 _pid = 0  # the process in which the hooks are registered
@@ -46,7 +48,17 @@ def register(lifetime: Endable) -> None:
 
 
 def forget(lifetime: Endable) -> None:
+    global _deferred
     _open[:] = [ref for ref in _open if ref() is not None and ref() is not lifetime]
+    if _deferred and not _is_closing():
+        _deferred = False
+        import signal
+
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_closing() -> bool:
+    return any(lifetime.is_closing() for ref in list(_open) if (lifetime := ref()) is not None)
 
 
 def _hook(pid: int) -> None:
@@ -133,10 +145,11 @@ def _is_ours() -> bool:
 
 
 _terminated = False
+_deferred = False  # a SIGTERM has come while something closes: it is raised anew after that
 
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> None:
-    global _terminated
+    global _terminated, _deferred
     import signal
 
     again = _terminated
@@ -151,6 +164,12 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> None:
             hurry()  # it is on its way to its end (hypercorn's master sends two at once)
         else:
             os.kill(os.getpid(), signum)  # now the default action, as of a third one
+        return
+    if not _deferred and _is_closing():
+        # SystemExit would go through the clean-up that runs, or through the loop that runs it
+        # (hypercorn's master sends SIGTERM to workers that are ending by themselves).
+        _deferred = True
+        hurry()
         return
     _terminated = True
     raise SystemExit(128 + signum)
@@ -183,8 +202,8 @@ _replaced: dict[int, Any] = {}  # handlers of others, called after that
 @fork.in_child
 def _nothing_waits_here() -> None:
     """A child may be forked while its parent ends. A signal of its own is its first."""
-    global _terminated
-    _terminated = False
+    global _terminated, _deferred
+    _terminated = _deferred = False
     _waits.clear()
 
 

@@ -15,6 +15,7 @@ from .clock import now
 from .errors import explain, redact
 from .lifetime import (
     CLOSED,
+    CLOSING,
     DISCARDED,
     NEW,
     OPEN,
@@ -267,6 +268,9 @@ class Worker(Lifetime):
             self.opener.cancel()
             await self.opened.wait_async()
         await self._aclose_quietly()
+
+    def is_closing(self) -> bool:
+        return self.state is CLOSING
 
     def abandon(self) -> None:
         """Close without the event loop, which is gone: sockets are shut, callbacks are reported."""

@@ -425,6 +425,41 @@ say("end")
     assert "its grace was cut short" in err
 
 
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_first_sigterm_in_the_middle_of_the_clean_up_waits_for_it(kind: str) -> None:
+    """The worker closes already, for another reason. The clean-up goes on to its end, which an
+    exception out of nowhere would not let it, and then the signal has its effect."""
+    pause = "time.sleep(0.05)" if kind == "sync" else "await asyncio.sleep(0.05)"
+    prefix = "" if kind == "sync" else "async "
+    use = (
+        "with lifeguard.worker():\n    pass\nsay('after')"
+        if kind == "sync"
+        else "async def main():\n    async with lifeguard.worker():\n        pass\n"
+        "    say('after')\n    await asyncio.sleep(30)\nasyncio.run(main())"
+    )
+    code = f"""
+import asyncio, os, signal, time
+import lifeguard
+
+def say(what):
+    os.write(1, f"{{what}}\\n".encode())
+
+@lifeguard.resource
+{prefix}def db():
+    yield 1
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(3):
+        {pause}
+    say("closed")
+
+lifeguard.wrap(lambda environ, start_response: [])
+{use}
+"""
+    result = python(code)
+    assert result.stdout.split() == ["closed"], result.stderr
+    assert result.returncode == -signal.SIGTERM
+
+
 def test_a_handler_that_calls_the_one_before_it() -> None:
     """Handlers are chained like that. It unwinds as if it had been called itself, and the
     handler that calls it stays in place."""
@@ -639,6 +674,9 @@ class Open:
 
     def end(self) -> None:
         self.log.append(self.name)
+
+    def is_closing(self) -> bool:
+        return False
 
 
 def test_what_was_forgotten_is_not_ended(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
