@@ -277,9 +277,6 @@ def is_late() -> bool:
     return _late_pid == os.getpid()
 
 
-def _hurry() -> bool:
-    """Cut the waits short. False if nothing waits."""
-    waits = list(_waits)
-    for hurry in waits:
+def _hurry() -> None:
+    for hurry in list(_waits):
         hurry()
-    return bool(waits)
