@@ -278,5 +278,5 @@ def is_late() -> bool:
 
 
 def _hurry() -> None:
-    for hurry in list(_waits):
+    for hurry in _waits.copy():  # threads leave it meanwhile
         hurry()
