@@ -369,3 +369,21 @@ def test_a_fork_that_python_is_not_told_of(
     assert in_fork(child) == [0, 1]
     guard.leave(guard.acquire())
     assert owner.told == 0
+
+
+def test_a_unit_of_the_parent_takes_nothing_in_a_child() -> None:
+    """What a child registers would run nowhere, or in the wrong process: it is told so."""
+    guard = Lifeguard(handle_sigterm=False)
+
+    def child() -> str:
+        try:
+            guard.callback(print)
+        except WrongProcessError as exc:
+            return str(exc)
+        return "taken"
+
+    with guard.unit("of the parent"):
+        said = in_fork(child)
+        guard.callback(len, "")  # the parent's goes on
+    guard._worker.end()
+    assert "belongs to the process that this one was forked from" in said
