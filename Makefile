@@ -18,6 +18,10 @@ highest = $(shell for python in python3.13 $$HOME/.pyenv/versions/3.13*/bin/pyth
 	$$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))' 2>/dev/null \
 	&& echo $$python && break; done)
 
+# For every lock file: versions and hashes, and nothing else.
+locked = --universal --python-version 3.11 --generate-hashes --quiet $(if $(UPGRADE),--upgrade) \
+	--no-header --no-annotate --no-emit-index-url --no-emit-find-links
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-highest has-highest servers matrix matrix-highest storm lint format types bench all lock clean
 
@@ -91,8 +95,10 @@ $(ready): requirements/dev.txt pyproject.toml
 lock: ## Resolve the pinned versions again (UPGRADE=1: to the newest ones). Needs network.
 	@test -x .venv-lock/bin/uv || { python3 -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv; }
 	.venv-lock/bin/uv pip compile pyproject.toml --group dev --output-file requirements/dev.txt \
-		--universal --python-version 3.11 --generate-hashes --quiet $(if $(UPGRADE),--upgrade) \
-		--no-header --no-annotate --no-emit-index-url --no-emit-find-links
+		$(locked)
+	@for overlay in $(basename $(wildcard requirements/overlays/*.in)); do \
+		echo "$$overlay.txt"; .venv-lock/bin/uv pip compile $$overlay.in --output-file $$overlay.txt \
+			$(locked) --no-emit-package click --no-emit-package uvloop || exit 1; done
 
 clean: ## Remove everything that make and the tools have made.
 	rm -rf .venv .venv-* .lifeguard .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
