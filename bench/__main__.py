@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ GROUPS = {
     "wsgi": "bench.wsgi",
     "asgi": "bench.asgi",
     "pool": "bench.pool",
+    "django": "bench.django",
 }
 
 
@@ -51,7 +53,8 @@ def main(
             param_hint="--only",
         )
     plan = Plan(rounds=max(1, rounds // 10) if quick else rounds, quick=quick)
-    console = Console()
+    # In a file or a pipe there is no edge to keep to, and a table that is folded says nothing.
+    console = Console(width=None if sys.stdout.isatty() else 110)
     progress = Console(stderr=True)
     groups: list[Group] = []
     for name, module in GROUPS.items():

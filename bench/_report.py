@@ -31,6 +31,9 @@ PACKAGES = (
     "psycopg-pool",
     "anyio",
     "asgiref",
+    "django",
+    "uvicorn",
+    "gunicorn",
 )
 
 
@@ -43,6 +46,8 @@ class Row:
     median: float
     added: float | None = None
     ratio: float | None = None
+    more: dict[str, float] = field(default_factory=dict)
+    """Other figures of the same run, each with its unit in its name."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ def as_json(groups: Iterable[Group], settings: dict[str, Any]) -> dict[str, Any]
                 "title": group.title,
                 "unit": group.unit,
                 "yardstick": group.yardstick or None,
-                "rows": [{**vars(row), "ratio": known(row.ratio)} for row in group.rows],
+                "rows": [as_data(row) for row in group.rows],
                 "targets": [
                     {**vars(target), "measured": known(target.measured), "met": target.met}
                     for target in group.targets
@@ -148,6 +153,11 @@ def as_json(groups: Iterable[Group], settings: dict[str, Any]) -> dict[str, Any]
             for group in groups
         },
     }
+
+
+def as_data(row: Row) -> dict[str, Any]:
+    more = {name: known(value) for name, value in row.more.items()}
+    return {**vars(row), "ratio": known(row.ratio), "more": more}
 
 
 def known(value: float | None) -> float | None:
@@ -186,14 +196,20 @@ def figure(value: float | None, unit: str) -> str:
 def print_group(console: Console, group: Group) -> None:
     table = Table(title=group.title, title_justify="left", title_style="bold")
     table.add_column("variant")
-    for column in (f"min {group.unit}", f"median {group.unit}", f"added {group.unit}"):
+    added = any(row.added is not None for row in group.rows)
+    for column in (f"min {group.unit}", f"median {group.unit}", f"added {group.unit}")[: 2 + added]:
         table.add_column(column, justify="right")
     if group.yardstick:
         table.add_column(f"/ {group.yardstick}", justify="right")
+    more = list(dict.fromkeys(name for row in group.rows for name in row.more))
+    for name in more:
+        table.add_column(name, justify="right")
     for row in group.rows:
-        cells = [figure(value, group.unit) for value in (row.minimum, row.median, row.added)]
+        values = (row.minimum, row.median, row.added)[: 2 + added]
+        cells = [figure(value, group.unit) for value in values]
         if group.yardstick:
             cells.append(figure(row.ratio, "x"))
+        cells += [figure(row.more.get(name), name.rpartition(" ")[2]) for name in more]
         table.add_row(row.name, *cells)
     console.print(table)
     for note in group.notes:
