@@ -91,6 +91,25 @@ async def leave_early(uds: Path, tally: Tally, *, until: float, pause: float) ->
                 tally.fail(_reason(f"feed: {type(error).__name__}: {error}"))
 
 
+async def export_once(uds: Path, tally: Tally) -> None:
+    """Fetch an export that is known to break off in the middle: right is a first row, then that."""
+    async with client(uds) as http:
+        begun = False
+        try:
+            async with http.stream("GET", "/export") as answer:
+                async for _ in answer.aiter_raw():
+                    begun = answer.status_code == 200
+        except httpx.TimeoutException:
+            tally.fail(f"export: no answer within {PATIENCE:.0f} s")
+        except httpx.TransportError as error:
+            if begun:
+                tally.early += 1
+            else:
+                tally.fail(_reason(f"export: {type(error).__name__}: {error}"))
+        else:
+            tally.fail("export: it was to break off, and did not")
+
+
 async def run_reports(uds: Path, tally: Tally, *, until: float) -> None:
     """One user who wants a slow report and asks again whenever a deploy cut it short."""
     async with client(uds, patience=60) as http:

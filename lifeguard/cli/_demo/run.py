@@ -81,7 +81,7 @@ async def _play_side(here: _Round, side: SideName) -> None:
     run, witness, clock, both = here.run, here.witness, here.clock, here.both
     scenario, mine = run.scenario, run.sides[side]
     name = witness.name(scenario.name, side)
-    uds = here.directory / f"{scenario.name[0]}{side[0]}.sock"  # short: a path may have 103 bytes
+    uds = here.directory / f"{scenario.name[:2]}{side[0]}.sock"  # short: a path may have 103 bytes
     dsn = witness.dsn(scenario.name, side)
 
     def mark(label: str) -> None:

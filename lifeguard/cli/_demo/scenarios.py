@@ -70,11 +70,14 @@ class Scenario:
     def difference(self) -> str:
         """The lines that only the guarded side runs, read from the app's source."""
         source = self.app.read_text(encoding="utf-8")
+        found = []
         for node in ast.parse(source).body:
             if isinstance(node, ast.If) and "GUARDED" in ast.unparse(node.test):
                 lines = source.splitlines()[node.body[0].lineno - 1 : node.end_lineno]
-                return textwrap.dedent("\n".join(lines))
-        raise LookupError(f"{self.app.name} has no guarded lines")
+                found.append(textwrap.dedent("\n".join(lines)))
+        if not found:
+            raise LookupError(f"{self.app.name} has no guarded lines")
+        return "\n\n".join(found)
 
     @property
     def command(self) -> str:
@@ -125,6 +128,22 @@ async def _disconnects(stage: Stage) -> None:
 async def _wsgi(stage: Stage) -> None:
     async with asyncio.TaskGroup() as users:
         users.create_task(load.ask_missing(stage.uds, stage.tally, until=stage.until, pause=0.4))
+        for user in range(3):
+            users.create_task(
+                load.ask(stage.uds, stage.tally, f"user{user}", until=stage.until, pause=0.05)
+            )
+
+
+async def _exports(stage: Stage, at: tuple[float, ...]) -> None:
+    for fraction in at:
+        await asyncio.sleep(max(0.0, stage.start + fraction * stage.seconds - time.monotonic()))
+        stage.mark("stream breaks")
+        await load.export_once(stage.uds, stage.tally)
+
+
+async def _streams(stage: Stage) -> None:
+    async with asyncio.TaskGroup() as users:
+        users.create_task(_exports(stage, (0.08, 0.22, 0.36, 0.5)))
         for user in range(3):
             users.create_task(
                 load.ask(stage.uds, stage.tally, f"user{user}", until=stage.until, pause=0.05)
@@ -223,6 +242,21 @@ SCENARIOS = (
         bound=6,
         limit=24,
         load=_wsgi,
+    ),
+    Scenario(
+        name="django",
+        title="Django's native pool: four streams that break, and a dead worker",
+        story=(
+            "An export raises in the middle of its async stream. Django sends no request_finished "
+            "then; the connection is garbage collected, and the pool counts it as lent out for "
+            "ever. Four of those, and every request of this worker fails until it is restarted."
+        ),
+        remedy="Every request is finished once, however it ended, and its connection goes back.",
+        sources=("django/django#19366", "Syslifters/sysreptor#201"),
+        server=("uvicorn", "streams:app", *_UVICORN),
+        bound=4,
+        limit=12,
+        load=_streams,
     ),
 )
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
