@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,8 @@ from lifeguard.testing import PostgresError, postgres
 
 Port = Annotated[int, typer.Option(help="The port to listen on, at 127.0.0.1.")]
 Workers = Annotated[int, typer.Option(help="How many worker processes.")]
+
+MIGRATE = ("django", "migrate", "--verbosity=0")
 
 cli = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True)
 
@@ -42,6 +45,22 @@ def flask_app(port: Port = 8000, workers: Workers = 2) -> None:
     run("flask_app", "gunicorn", "app:app", "--worker-class=gthread", "--threads=4", bind, number)
 
 
+@cli.command("django_asgi")
+def django_asgi(port: Port = 8000, workers: Workers = 1) -> None:
+    """Django on uvicorn, with Channels: lanes instead of a connection per request and tab."""
+    app = "board.asgi:application"
+    server = ("uvicorn", app, f"--port={port}", f"--workers={workers}")
+    run("django_asgi", *server, first=(*MIGRATE, "--settings=board.settings"))
+
+
+@cli.command("django_wsgi")
+def django_wsgi(port: Port = 8000, workers: Workers = 2) -> None:
+    """Django on gunicorn with threads, and with threads of its own."""
+    app, bind, number = "shop.wsgi:application", f"--bind=127.0.0.1:{port}", f"--workers={workers}"
+    server = ("gunicorn", app, "--worker-class=gthread", "--threads=4", bind, number)
+    run("django_wsgi", *server, first=(*MIGRATE, "--settings=shop.settings"))
+
+
 @cli.command("threads")
 def charge(
     jobs: Annotated[int, typer.Option(help="How many orders to charge.")] = 200,
@@ -51,8 +70,8 @@ def charge(
     run("threads", "charge", f"--jobs={jobs}", f"--threads={threads}")
 
 
-def run(folder: str, *command: str) -> None:
-    """Run ``python -m *command`` in *folder*, and end with its status."""
+def run(folder: str, *command: str, first: Sequence[str] = ()) -> None:
+    """Run ``python -m *command`` in *folder*, after *first*, and end with its status."""
     stopped = False
 
     def stop(signum: int, frame: object) -> None:
@@ -62,10 +81,15 @@ def run(folder: str, *command: str) -> None:
 
     try:
         with postgres() as pg:
+            cwd, env = Path(__file__).parent / folder, {**os.environ, "LIFEGUARD_DSN": pg.dsn}
+            if first:
+                made = subprocess.run([sys.executable, "-m", *first], cwd=cwd, env=env, check=False)
+                if made.returncode != 0:
+                    raise SystemExit(made.returncode)
             process = subprocess.Popen(
                 [sys.executable, "-m", *command],
-                cwd=Path(__file__).parent / folder,
-                env={**os.environ, "LIFEGUARD_DSN": pg.dsn},
+                cwd=cwd,
+                env=env,
                 start_new_session=True,  # so that a Ctrl-C reaches it once, as a SIGTERM from us
             )
             for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
