@@ -1,0 +1,1 @@
+"""A project with Channels, on real servers, bare and guarded."""
