@@ -185,10 +185,10 @@ class Net:
 # -- names ----------------------------------------------------------------------------------------
 
 
-def application_name(name: str | None) -> str:
+def application_name(name: str | None, more: str = "") -> str:
     """``<app>@<host>:<pid>``: whose connection it is. *name* is the app, else the program's."""
     host = _plain(socket.gethostname().partition(".")[0])[-LONGEST_HOST:]  # a pod differs there
-    place = f"@{host}:{os.getpid()}"
+    place = f"@{host}:{os.getpid()}{more}"
     return _plain(name or program(sys.argv))[: LONGEST_NAME - len(place)] + place
 
 

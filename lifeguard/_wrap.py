@@ -32,6 +32,16 @@ adapters["psycopg_pool"] = "lifeguard.psycopg"
 adapters["psycopg"] = "lifeguard._psycopg_fork"
 
 
+class Layer:
+    """What a library's host does around an app, where each request is a unit already."""
+
+    def asgi(self, app: Any) -> Any:
+        return app
+
+    def wsgi(self, app: Any) -> Any:
+        return app
+
+
 class Lifeguard(Guard):
     """Definitions of resources, the worker that has them open, and the doors to both.
 
@@ -88,6 +98,7 @@ class Lifeguard(Guard):
         self.safety_net = safety_net
         self.name = name
         self.has_front_door = False  # an app is wrapped, so that requests are units
+        self.layers: list[Layer] = []
 
     def wrap(self, app: App, *, resources: Iterable[object] = ()) -> App:
         """Guard an ASGI or WSGI app: the same kind comes out.
@@ -118,6 +129,12 @@ class Lifeguard(Guard):
 
             return wrap_asgi(double_to_single_callable(app), self, opened)  # type: ignore[return-value, no-untyped-call]
         return wrap_asgi(app, self, opened)  # type: ignore[return-value]
+
+    def layered(self, protocol: str, app: Any) -> Any:
+        """*app* with what the hosts of libraries put around it, inside of each unit."""
+        for layer in self.layers:
+            app = getattr(layer, protocol)(app)
+        return app
 
     async def aacquire(
         self, resources: Iterable[Resource[Any]] = (), *, hold: bool = True

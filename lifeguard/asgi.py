@@ -88,7 +88,8 @@ def wrap_asgi(app: ASGIApp, guard: Lifeguard, resources: list[Resource[Any]]) ->
     worker = Worker(guard, awaits=True)  # not open, so that nothing passes the front door unseen
 
     def opened(by: Worker) -> None:
-        nonlocal worker
+        nonlocal run, worker
+        run = life.run
         worker = by
 
     life = _Life(app, run, guard, resources, opened)
@@ -130,6 +131,7 @@ def wrap_asgi(app: ASGIApp, guard: Lifeguard, resources: list[Resource[Any]]) ->
             await unit.aconclude(None)
         unit.source = None  # the scope has the unit, so the unit lets go of the scope
 
+    lifeguard_asgi.lifeguard_guard = guard  # type: ignore[attr-defined]
     return lifeguard_asgi
 
 
@@ -154,7 +156,8 @@ class _Life:
         opened: Callable[[Worker], None],
     ) -> None:
         self.app = app
-        self.run = run  # the app, or what cancels it with its client
+        self.plain = run  # the app, or what cancels it with its client
+        self.run = run  # the same with the layers of libraries
         self.guard = guard
         self.resources = resources
         self.opened = opened  # tells the hot path
@@ -217,6 +220,7 @@ class _Life:
 
     def _serve_in(self, worker: Worker) -> None:
         self.worker = worker
+        self.run = self.guard.layered("asgi", self.plain)
         if self.state is None:  # else every request passes the front door, to be given a copy
             self.opened(worker)
 

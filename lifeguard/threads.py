@@ -14,7 +14,7 @@ import weakref
 
 from ._core.clock import now
 from ._core.lifetime import CLOSED, OPEN, describe, is_async
-from ._core.unit import Unit
+from ._core.unit import Unit, here
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -179,16 +179,15 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Run ``fn(*args, **kwargs)`` in a thread, as one unit. See the standard library."""
-        job: Any = _run_job
+        job: Any = run_job
         if not self._propagate:
             return super().submit(job, self._guard, fn, args, kwargs)
         context = contextvars.copy_context()
         return super().submit(context.run, job, self._guard, fn, args, kwargs)
 
 
-def _run_job(
-    guard: Guard, fn: Callable[..., R], args: Any, kwargs: Any, kind: type[Job] = Job
-) -> R:
+def run_job(guard: Guard, fn: Callable[..., R], args: Any, kwargs: Any, kind: type[Job] = Job) -> R:
+    """Call ``fn(*args, **kwargs)`` as one unit, which is over before anybody has the result."""
     worker = guard._worker
     if not worker.serving:
         worker = guard.worker_for_unit()
@@ -199,6 +198,7 @@ def _run_job(
     unit.worker = worker
     unit.started = now()
     token = guard.current.set(unit)
+    outer_job, here.job = here.job, unit
     try:
         result = fn(*args, **kwargs)
     except BaseException as exc:
@@ -208,6 +208,7 @@ def _run_job(
         _end_job(unit, outer, None)
         return result
     finally:
+        here.job = outer_job
         guard.current.reset(token)
         fn = args = kwargs = None  # type: ignore[assignment]  # no cycle through a traceback
 
@@ -265,9 +266,9 @@ def guard_executor(guard: Guard, executor: Any) -> None:
         if isinstance(context, contextvars.Context) and not args and not kwargs:
             # asyncio.to_thread: partial(context.run, func, ...). The unit has to be inside of it.
             func, *rest = fn.args
-            run_job: Any = _run_job
-            return submit(context.run, run_job, guard, func, rest, fn.keywords, LoopJob)
-        return submit(_run_job, guard, fn, args, kwargs, LoopJob)
+            run_it: Any = run_job
+            return submit(context.run, run_it, guard, func, rest, fn.keywords, LoopJob)
+        return submit(run_job, guard, fn, args, kwargs, LoopJob)
 
     submit_unit.lifeguard_key = guard.key  # type: ignore[attr-defined]
     executor.submit = submit_unit

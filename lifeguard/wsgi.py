@@ -88,10 +88,11 @@ def wrap_wsgi(app: WSGIApp, guard: Lifeguard, resources: list[Resource[Any]]) ->
     current = guard.current
     get_current, set_current = current.get, current.set
     worker = Worker(guard, awaits=False)  # not open, so that the first request opens one
+    run = app  # with the layers of libraries
     lists = 0  # how many bodies in a row were lists, whose headers need not be looked at
 
     def lifeguard_wsgi(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        nonlocal worker, lists
+        nonlocal run, worker, lists
         if not worker.serving or key in environ:
             served = environ.get(key)
             if served is not None and served.state is OPEN:  # wrapped twice: the outer one has it
@@ -99,6 +100,7 @@ def wrap_wsgi(app: WSGIApp, guard: Lifeguard, resources: list[Resource[Any]]) ->
             if not worker.serving:
                 try:
                     worker = guard.acquire(resources, hold=False)
+                    run = guard.layered("wsgi", app)
                 except Exception as exc:
                     return _refuse(environ, start_response, exc)
         unit = Request()
@@ -113,11 +115,11 @@ def wrap_wsgi(app: WSGIApp, guard: Lifeguard, resources: list[Resource[Any]]) ->
             if lists < _SURE:
                 unit.respond = start_response
                 unit.headers = None
-                body = app(environ, unit.start)
+                body = run(environ, unit.start)
                 headers = unit.headers
                 lists += 1
             else:
-                body = app(environ, start_response)
+                body = run(environ, start_response)
                 headers = None
             if type(body) is not list:
                 lists = _NEVER_SURE
@@ -142,6 +144,7 @@ def wrap_wsgi(app: WSGIApp, guard: Lifeguard, resources: list[Resource[Any]]) ->
         unit.source = None  # the environ has the unit, so the unit lets go of the environ
         return body
 
+    lifeguard_wsgi.lifeguard_guard = guard  # type: ignore[attr-defined]
     return lifeguard_wsgi
 
 

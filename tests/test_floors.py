@@ -29,8 +29,9 @@ FLOORS: list[dict[str, str]] = [
     },
     # the idea
     {"_core.lifetime": "", "_core.observer": "", "_core.alarm": "_core.observer"},
-    # its two uses
+    # its two uses, and the threads that units share
     {
+        "_core.lanes": "_core.unit",
         "_core.resource": "",
         "_core.unit": "",
         "_core.parent": "",

@@ -6,7 +6,9 @@ Everything is here, and only here, so that one look shows what can come out::
     ├── NotOpenError          used before it was opened, or outside of a worker or unit
     ├── ClosedError           used after it ended
     ├── WrongProcessError     used in a child of the process that opened it
-    └── CloseErrors           an exception group: what the exits of one lifetime raised
+    ├── CloseErrors           an exception group: what the exits of one lifetime raised
+    └── LaneTimeout           a TimeoutError: all lanes were taken for too long
+        └── LaneDeadlock      each of them by work that waits for this very process
 
     ResourceWarning
     ├── LeakWarning           borrowed in a unit, not given back by its end
@@ -44,6 +46,14 @@ class CloseErrors(LifeguardError, ExceptionGroup[Exception]):
         return CloseErrors(self.message, excs)
 
 
+class LaneTimeout(LifeguardError, TimeoutError):
+    """Work waited too long for a lane. The message says who has them, and why."""
+
+
+class LaneDeadlock(LaneTimeout):
+    """Each lane waits for a request that this process made, which waits for a lane."""
+
+
 class LeakWarning(ResourceWarning):
     """Something was borrowed in a unit and not given back by the unit's end."""
 
@@ -62,6 +72,9 @@ for _public in (
     UnclosedWarning,
 ):
     _public.__module__ = "lifeguard"  # where people import it from
+del _public
+for _public in (LaneTimeout, LaneDeadlock):
+    _public.__module__ = "lifeguard.django"
 del _public
 
 

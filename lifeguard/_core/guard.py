@@ -17,7 +17,7 @@ from .lifetime import CLOSED, CLOSING, OPEN, OPENING
 from .observer import logger, tell
 from .resource import Resource, caller, check_definition, unique
 from .shield import current_task, shielded
-from .unit import FULL_STACK, Leak, Unit, UnitBlock, unit_of_task, warn
+from .unit import FULL_STACK, Leak, Unit, UnitBlock, here, unit_of_task, warn
 from .worker import Worker
 
 TYPE_CHECKING = False
@@ -338,6 +338,8 @@ class Guard:
                 f"{what} was called outside a unit, at {caller()}: call it in a request that "
                 "lifeguard.wrap() guards, in a @lifeguard.task, or in `with lifeguard.unit():`"
             )
+        if unit.state is CLOSED and here.job is not None:
+            unit = here.job  # this code outlived its unit, and this thread's job is one
         unit.check()
         return unit
 
@@ -350,6 +352,7 @@ class Guard:
             task = current_task()
             if task is not None and self._worker.state is OPEN:
                 return unit_of_task(self._worker, task)
+            return here.job  # whose thread it is
         return None
 
     def depth(self, code: CodeType) -> int:

@@ -1,0 +1,157 @@
+"""Attaches one guard to Django: signals, the layer around wrapped apps, names for PostgreSQL."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+from django.conf import settings
+from django.core import signals
+from django.core.exceptions import ImproperlyConfigured
+from django.db.backends.signals import connection_created
+
+from .._core.errors import NotOpenError
+from .._core.lanes import Lanes
+from .._net import application_name
+from . import _connections
+from ._requests import DjangoLayer, note_responses, on_finished, on_started
+from ._settings import Options, problems, read
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .._wrap import Lifeguard
+
+_options: Options | None = None
+_lanes: Any = None  # the resource
+
+
+def guard() -> Lifeguard:
+    """The guard that Django's requests and jobs belong to."""
+    assert _options is not None
+    return _options.guard
+
+
+def attach() -> None:
+    """Do it once: Django is ready. Opens nothing; that is the worker's business."""
+    global _options, _lanes
+    if _options is not None:
+        return
+    wrong = problems(settings)
+    if wrong:
+        _refuse_to_open(wrong)
+        return
+    _options = options = read(settings)
+
+    def lanes_of_django() -> _Open:
+        return _Open(options)
+
+    _lanes = options.guard.resource(lanes_of_django)
+    options.guard.layers.append(DjangoLayer(options.guard, _lanes_now))
+    connection_created.connect(_on_connection, dispatch_uid="lifeguard")
+    signals.request_started.connect(on_started, dispatch_uid="lifeguard")
+    signals.request_finished.connect(on_finished, dispatch_uid="lifeguard")
+    note_responses()
+    _name_connections(options.name)
+    from asgiref.sync import SyncToAsync
+
+    from ..threads import guard_executor
+
+    # Thread-sensitive code outside of requests: a lifespan, a script. One thread, for ever.
+    guard_executor(options.guard, SyncToAsync.single_thread_executor)
+    if options.executors:
+        from ._executors import guard_all
+
+        guard_all(options.guard)
+    if importlib.util.find_spec("channels") is not None:
+        from ._channels import a_unit_per_message
+
+        a_unit_per_message(options.guard)
+
+
+def _refuse_to_open(wrong: list[str]) -> None:
+    """The checks say what is wrong. A server must not start without what it was asked for."""
+    from .. import _default
+
+    def django_settings() -> Any:
+        raise ImproperlyConfigured(" ".join(wrong))
+
+    _default.resource(django_settings)
+
+
+def _on_connection(connection: Any, **_: Any) -> None:
+    _connections.opened(connection, guard())
+
+
+class _Open:
+    """The worker's part: its lanes, and at its end every connection that Django still has."""
+
+    def __init__(self, options: Options) -> None:
+        self.lanes = Lanes(
+            options.lanes,
+            timeout=options.lane_timeout,
+            patience=options.guard.grace,
+            grace=options.guard.grace,
+            care=_connections.ConnectionCare(),
+            setting="LIFEGUARD['LANES']",
+        )
+
+    def __enter__(self) -> Lanes:
+        return self.lanes.__enter__()
+
+    def __exit__(self, *exc: object) -> None:
+        self.lanes.__exit__(*exc)
+        _connections.close_all()
+
+    async def __aenter__(self) -> Lanes:
+        return await self.lanes.__aenter__()
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.lanes.__aexit__(*exc)
+        import anyio
+
+        await anyio.to_thread.run_sync(_connections.close_all)
+
+
+def _lanes_now() -> Lanes:
+    try:
+        lanes: Lanes = _lanes.get()
+    except NotOpenError:  # Django came into a worker that was open already
+        lanes = guard().acquire([_lanes], hold=False).values[_lanes]
+    return lanes
+
+
+def _name_connections(name: str) -> None:
+    """``<NAME>@<host>:<pid> lane 3`` for connections whose settings name none."""
+    if importlib.util.find_spec("psycopg") is None and importlib.util.find_spec("psycopg2") is None:
+        return
+    from django.db.backends.postgresql.base import DatabaseWrapper
+
+    get_connection_params = DatabaseWrapper.get_connection_params
+
+    def named_params(self: Any) -> Any:
+        params = get_connection_params(self)
+        if "application_name" in params or "service" in params or "PGAPPNAME" in os.environ:
+            return params
+        lane = 0 if self.settings_dict.get("OPTIONS", {}).get("pool") else _connections.thread.lane
+        params["application_name"] = application_name(name, f" lane {lane}" if lane else "")
+        return params
+
+    DatabaseWrapper.get_connection_params = named_params
+
+
+def status() -> dict[str, Any]:
+    """See :func:`lifeguard.django.status`."""
+    lanes: Lanes | None = None
+    name = ""
+    if _options is not None:
+        name = application_name(_options.name)
+        lanes = _options.guard._worker.values.get(_lanes)
+    return {
+        "pid": os.getpid(),
+        "application_name": name,
+        "lanes": [] if lanes is None else lanes.describe(),
+        "waiting": [] if lanes is None else lanes.waiting(),
+        "threads": _connections.outside(),
+    }

@@ -1,0 +1,290 @@
+"""Requests: ``request_finished`` for each that began, and a line to the lanes for each.
+
+Django sends the signal at the end of its own way through a request, which five of eight endings
+leave before. A unit ends in every ending, so here its last exit looks whether the signal was sent.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from _thread import get_ident
+from contextvars import ContextVar
+from pathlib import Path
+
+from asgiref.sync import SyncToAsync, sync_to_async
+from django.core import signals
+from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
+from django.http.response import HttpResponseBase
+
+from .._core.lanes import Line
+from .._core.lifetime import Exit
+from .._wrap import Layer
+from ..threads import Job, run_job
+from ._connections import tidy_thread
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
+    from typing import Any
+
+    from .._core.lanes import Lanes
+    from .._core.unit import Unit
+    from .._wrap import Lifeguard
+
+
+class LateJob(Job):
+    """The unit of what a task does in a lane after its request has ended."""
+
+    __slots__ = ()
+
+
+class RequestLine(Line):
+    """The line of one request or websocket, and of the tasks that outlive it."""
+
+    __slots__ = ("guard",)
+
+    guard: Lifeguard
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        if self.is_over:
+            return super().submit(run_job, self.guard, fn, args, kwargs, LateJob)
+        return super().submit(fn, *args, **kwargs)
+
+
+class Context:
+    """Stands for asgiref's ThreadSensitiveContext, whose executor is the request's line.
+
+    Django's own then finds one and does nothing. It is never left: tasks that outlive the request
+    have it in their contexts, and reach the lanes by it.
+    """
+
+    __slots__ = ("__weakref__",)
+
+    _exited = False  # asgiref 3.13 asks
+
+
+class Finish(Exit):
+    """The last exit of a request's unit: what Django did not finish is finished here."""
+
+    __slots__ = ("context", "line", "open", "outer", "response", "sender", "unit")
+
+    def __init__(self, unit: Unit, line: RequestLine | None, context: Context | None) -> None:
+        self.unit = unit
+        self.line = line
+        self.context = context
+        self.open = 0  # request_started less request_finished
+        self.response: Any = None
+        self.sender: Any = None
+        self.outer = request.get()
+
+    @property
+    def awaits(self) -> bool:  # type: ignore[override]
+        return self.line is not None and self._is_due()
+
+    def _is_due(self) -> bool:
+        return self.open > 0
+
+    def run(self, awaits: bool) -> object:
+        if self._is_due():
+            if self.line is not None:
+                return self._afinish()
+            self._finish()
+        self._over()
+        return None
+
+    def abandon(self) -> bool:
+        if self.line is not None and self._is_due():
+            self.line.submit(self._finish)
+        self._over()
+        return True
+
+    def _over(self) -> None:
+        if self.line is not None:
+            self.line.over()
+        elif request.get() is self:
+            request.set(self.outer)
+        self.response = self.sender = self.context = self.outer = None
+
+    async def _afinish(self) -> None:
+        # A task of its own: its context is nobody else's.
+        request.set(self)
+        SyncToAsync.thread_sensitive_context.set(self.context)  # type: ignore[arg-type]
+        try:
+            await sync_to_async(self._finish)()
+        finally:
+            self._over()
+
+    def _finish(self) -> None:
+        """Close the response, tell the receivers: all of them, whatever one of them raises."""
+        response = self.response
+        guard = self.unit.worker.guard
+        if response is not None and not response.closed:
+            if type(response).close is not HttpResponseBase.close:
+                try:
+                    response.close()
+                except Exception as exc:
+                    guard.report(self.unit, exc)
+            else:
+                for closer in response._resource_closers:
+                    try:
+                        closer()
+                    except Exception as exc:
+                        guard.report(self.unit, exc)
+                response._resource_closers.clear()
+                response.closed = True
+        if self._is_due():
+            for _, result in signals.request_finished.send_robust(sender=self.sender):
+                if isinstance(result, Exception):
+                    guard.report(self.unit, result)
+        self.open = 0
+
+    def __str__(self) -> str:
+        return "request_finished of Django"
+
+
+#: The request that runs here. Inherited by its tasks and by the calls that lanes run for it.
+request: ContextVar[Finish | None] = ContextVar("lifeguard.django.request", default=None)
+
+
+def on_started(sender: Any, **_: Any) -> None:
+    finish = request.get()
+    if finish is not None:
+        finish.open += 1
+        finish.sender = finish.sender or sender
+
+
+def on_finished(**_: Any) -> None:
+    finish = request.get()
+    if finish is not None:
+        finish.open -= 1
+
+
+def note_responses() -> None:
+    """Hear of each response that Django's handlers are about to send, so that it gets closed."""
+    send_response, get_response = ASGIHandler.send_response, WSGIHandler.get_response
+
+    async def noting_send_response(self: Any, response: Any, send: Any) -> None:
+        _note(response)
+        await send_response(self, response, send)
+
+    def noting_get_response(self: Any, request: Any) -> Any:
+        response = get_response(self, request)
+        _note(response)
+        return response
+
+    if not hasattr(send_response, "lifeguard_notes"):
+        noting_send_response.lifeguard_notes = True  # type: ignore[attr-defined]
+        ASGIHandler.send_response = noting_send_response
+        WSGIHandler.get_response = noting_get_response
+
+
+def _note(response: Any) -> None:
+    finish = request.get()
+    if finish is not None and finish.response is None:
+        finish.response = response
+
+
+class DjangoLayer(Layer):
+    """What stands around a wrapped app, inside of each unit. Not only Django's own handler: the
+    middleware and consumers beside it use the same connections."""
+
+    def __init__(self, guard: Lifeguard, lanes: Callable[[], Lanes]) -> None:
+        self.guard = guard
+        self.lanes = lanes
+
+    def asgi(self, app: Any) -> Any:
+        guard, lanes_of_worker = self.guard, self.lanes
+        key = guard.key
+        executors: Any = SyncToAsync.context_to_thread_executor
+        sensitive: ContextVar[Any] = SyncToAsync.thread_sensitive_context
+
+        async def django_asgi(scope: Any, receive: Any, send: Any) -> None:
+            unit: Unit = scope[key]
+            line = RequestLine(lanes_of_worker(), unit)
+            line.guard = guard
+            line.made_here = lambda: is_own(scope)
+            context = Context()
+            executors[context] = line
+            finish = Finish(unit, line, context)
+            unit.append(finish)
+            token = sensitive.set(context)
+            outer = request.set(finish)
+            try:
+                await app(scope, receive, send)
+            finally:
+                try:
+                    request.reset(outer)
+                    sensitive.reset(token)
+                except ValueError:  # a coroutine that is thrown away ends in another context
+                    pass
+
+        return django_asgi
+
+    def wsgi(self, app: Any) -> Any:
+        key = self.guard.key
+
+        def django_wsgi(environ: Any, start_response: Any) -> Any:
+            finish = Finish(environ[key], None, None)
+            environ[key].append(finish)
+            request.set(finish)  # until the unit ends: the body is closed after this returns
+            body = app(environ, start_response)
+            if getattr(body, "streaming", False):
+                return _Stream(body, finish)
+            return body
+
+        return django_wsgi
+
+
+class _Stream:
+    """A streaming response under WSGI, whichever thread the server reads it in.
+
+    What the view has used is given back before the first chunk. A thread that is not the view's
+    is cleaned after each chunk: its locals may be gone by the next (granian before 2.2.4).
+    """
+
+    def __init__(self, response: Any, finish: Finish) -> None:
+        self.response = response
+        self.finish = finish
+        self.thread = get_ident()
+        tidy_thread()
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self.response:
+            if get_ident() != self.thread:
+                tidy_thread()
+            yield chunk
+
+    def close(self) -> None:
+        outer = request.get()
+        request.set(self.finish)
+        try:
+            self.response.close()
+        finally:
+            request.set(outer)
+            if get_ident() != self.thread:
+                tidy_thread()
+
+
+def is_own(scope: Any) -> bool:
+    """Whether this very process has made the request: its other end is one of our sockets."""
+    client = scope.get("client")
+    if not client or not client[1]:
+        return False
+    try:
+        numbers = [int(path.name) for path in Path("/dev/fd").iterdir()]
+    except OSError:
+        return False
+    for number in numbers:
+        try:
+            if not stat.S_ISSOCK(os.fstat(number).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(number)) as other:
+                if other.getsockname()[:2] == tuple(client[:2]):
+                    return True
+        except (OSError, ValueError):
+            continue
+    return False
