@@ -54,8 +54,24 @@ def sync_view_whose_client_leaves(site: Site) -> None:
 def async_view_whose_client_leaves(site: Site) -> None:
     for _ in range(3):
         request = site.ask_and_leave("awaits")
+        site.wait_for("left", request)  # Django has cancelled the view
+
+
+# Before 5b: daphne 4.2 stumbles over the first app that fails in mid-response, and cancels none
+# from then on.
+@row("9")
+def requests_that_the_server_cancels(site: Site) -> None:
+    """Where the server does not cancel them, the views run on without their clients."""
+    requests = [site.ask_and_leave(path) for path in ("waits", "waits")]
+    if site.cancels:
+        for request in requests:
+            site.wait_for("cancelled", request)
+    for request in requests:
         site.open_gate(request)
         site.wait_for("left", request)
+        site.wait_for("finished", request)
+        events = [event.event for event in site.of(request)]
+        assert events[-1] == "finished"  # after the view's last query, also of a cancelled request
 
 
 @row("4c")
@@ -138,21 +154,6 @@ def tasks_that_outlive_their_request(site: Site) -> None:
         site.open_gate(request)
     for request in requests:
         site.wait_for("background", request)
-
-
-@row("9")
-def requests_that_the_server_cancels(site: Site) -> None:
-    """Where the server does not cancel, the views run on without their clients."""
-    requests = [site.ask_and_leave(path) for path in ("waits", "awaits", "waits")]
-    if site.cancels:
-        for request in requests:
-            site.wait_for("cancelled", request)
-    for request in requests:
-        site.open_gate(request)
-        site.wait_for("left", request)
-        site.wait_for("finished", request)
-        events = [event.event for event in site.of(request)]
-        assert events[-1] == "finished"  # after the view's last query, also of a cancelled request
 
 
 # The threads of these two live on, and may keep a connection each for CONN_MAX_AGE seconds.
