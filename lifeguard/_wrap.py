@@ -10,6 +10,7 @@ from __future__ import annotations
 from ._core import ends
 from ._core.errors import redact
 from ._core.guard import Guard
+from ._core.observer import logger
 from ._core.resource import adapters
 
 TYPE_CHECKING = False
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     App = TypeVar("App", bound=Callable[..., Any])
     AppT = TypeVar("AppT")
     StateT = TypeVar("StateT")
+
+#: Libraries that have a host of their own, and how people ask for it.
+hosts = {"django": 'add "lifeguard.django" to INSTALLED_APPS'}
 
 adapters["psycopg_pool"] = "lifeguard.psycopg"
 adapters["psycopg"] = "lifeguard._psycopg_fork"
@@ -118,6 +122,14 @@ class Lifeguard(Guard):
         opened: list[Resource[Any]] = [self.adopt(obj) for obj in _as_resources(resources)]
         if self.handle_sigterm:
             ends.take_sigterm()
+        package = type(app).__module__.partition(".")[0]
+        if package in hosts and not self.layers:
+            logger("worker").warning(
+                "an app of %s is wrapped, but what lifeguard does for %s is missing: %s.",
+                package,
+                package,
+                hosts[package],
+            )
         if kind == "wsgi":
             from .wsgi import wrap_wsgi
 

@@ -73,9 +73,6 @@ for _public in (
 ):
     _public.__module__ = "lifeguard"  # where people import it from
 del _public
-for _public in (LaneTimeout, LaneDeadlock):
-    _public.__module__ = "lifeguard.django"
-del _public
 
 
 def redact(text: str) -> str:

@@ -571,7 +571,7 @@ def _innermost(frame: FrameType | None) -> str | None:
     first = frame
     while frame is not None:
         name = frame.f_globals.get("__name__", "").partition(".")[0]
-        if name not in plumbing and name not in sys.stdlib_module_names and name not in _DRIVERS:
+        if name not in plumbing and name not in sys.stdlib_module_names:
             first = frame
             break
         frame = frame.f_back
@@ -579,9 +579,6 @@ def _innermost(frame: FrameType | None) -> str | None:
         return None
     code = first.f_code
     return f"{code.co_filename}:{first.f_lineno} in {code.co_qualname}"
-
-
-_DRIVERS = {"django", "asgiref", "psycopg", "psycopg_binary", "psycopg_pool", "psycopg2"}
 
 
 def _log(what: str, exc: BaseException | None = None) -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LaneDeadlock", "LaneTimeout", "status"]
 
+LaneTimeout.__module__ = LaneDeadlock.__module__ = __name__  # where people import them from
+
 
 def status() -> dict[str, Any]:
     """What this process does with its connections now: lanes, who waits for one, other threads.

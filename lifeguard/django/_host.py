@@ -12,9 +12,10 @@ from django.db.backends.signals import connection_created
 
 from .._core.errors import NotOpenError
 from .._core.lanes import Lanes
+from .._core.unit import plumbing
 from .._net import application_name
 from . import _connections
-from ._requests import DjangoLayer, note_responses, on_finished, on_started
+from ._requests import DjangoLayer, note_responses, on_finished, on_started, send_to_all
 from ._settings import Options, problems, read
 
 TYPE_CHECKING = False
@@ -53,7 +54,10 @@ def attach() -> None:
     signals.request_started.connect(on_started, dispatch_uid="lifeguard")
     signals.request_finished.connect(on_finished, dispatch_uid="lifeguard")
     note_responses()
-    _name_connections(options.name)
+    plumbing.update(("django", "asgiref", "psycopg", "psycopg_binary", "psycopg2", "channels"))
+    send_to_all()
+    if any("postg" in database.get("ENGINE", "") for database in settings.DATABASES.values()):
+        _name_connections(options.name)
     from asgiref.sync import SyncToAsync
 
     from ..threads import guard_executor
@@ -124,9 +128,10 @@ def _lanes_now() -> Lanes:
 
 def _name_connections(name: str) -> None:
     """``<NAME>@<host>:<pid> lane 3`` for connections whose settings name none."""
-    if importlib.util.find_spec("psycopg") is None and importlib.util.find_spec("psycopg2") is None:
+    try:
+        from django.db.backends.postgresql.base import DatabaseWrapper
+    except ImproperlyConfigured:  # no driver, as Django itself will say where it needs one
         return
-    from django.db.backends.postgresql.base import DatabaseWrapper
 
     get_connection_params = DatabaseWrapper.get_connection_params
 

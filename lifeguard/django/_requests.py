@@ -6,6 +6,7 @@ leave before. A unit ends in every ending, so here its last exit looks whether t
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import stat
@@ -17,7 +18,6 @@ from asgiref.sync import SyncToAsync, sync_to_async
 from django.core import signals
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
-from django.http.response import HttpResponseBase
 
 from .._core.lanes import Line
 from .._core.lifetime import Exit
@@ -70,7 +70,7 @@ class Context:
 class Finish(Exit):
     """The last exit of a request's unit: what Django did not finish is finished here."""
 
-    __slots__ = ("context", "line", "open", "outer", "response", "sender", "unit")
+    __slots__ = ("context", "home", "line", "open", "outer", "response", "sender", "task", "unit")
 
     def __init__(self, unit: Unit, line: RequestLine | None, context: Context | None) -> None:
         self.unit = unit
@@ -79,6 +79,8 @@ class Finish(Exit):
         self.open = 0  # request_started less request_finished
         self.response: Any = None
         self.sender: Any = None
+        self.home = None if line is None else asyncio.current_task()
+        self.task: asyncio.Task[Any] | None = None  # of Django's, which makes the response
         self.outer = request.get()
 
     @property
@@ -107,40 +109,41 @@ class Finish(Exit):
             self.line.over()
         elif request.get() is self:
             request.set(self.outer)
-        self.response = self.sender = self.context = self.outer = None
+        self.response = self.sender = self.context = self.outer = self.task = self.home = None
 
     async def _afinish(self) -> None:
         # A task of its own: its context is nobody else's.
         request.set(self)
         SyncToAsync.thread_sensitive_context.set(self.context)  # type: ignore[arg-type]
         try:
+            await self._end_task()
             await sync_to_async(self._finish)()
         finally:
             self._over()
 
+    async def _end_task(self) -> None:
+        """Django before 6.1 leaves its task behind when the server cancels the request."""
+        task = self.task
+        if task is not None and not task.done():
+            task.cancel()
+            await asyncio.wait((task,), timeout=self.unit.worker.guard.grace / 2)
+
     def _finish(self) -> None:
-        """Close the response, tell the receivers: all of them, whatever one of them raises."""
-        response = self.response
-        guard = self.unit.worker.guard
-        if response is not None and not response.closed:
-            if type(response).close is not HttpResponseBase.close:
-                try:
-                    response.close()
-                except Exception as exc:
-                    guard.report(self.unit, exc)
-            else:
-                for closer in response._resource_closers:
-                    try:
-                        closer()
-                    except Exception as exc:
-                        guard.report(self.unit, exc)
-                response._resource_closers.clear()
-                response.closed = True
-        if self._is_due():
-            for _, result in signals.request_finished.send_robust(sender=self.sender):
-                if isinstance(result, Exception):
-                    guard.report(self.unit, result)
+        """Close the response, tell the receivers."""
+        for finish in (self._close_response, self._tell_receivers):
+            try:
+                if self._is_due():
+                    finish()
+            except Exception as exc:
+                self.unit.worker.guard.report(self.unit, exc)
         self.open = 0
+
+    def _close_response(self) -> None:
+        if self.response is not None and not self.response.closed:
+            self.response.close()  # which sends the signal
+
+    def _tell_receivers(self) -> None:
+        signals.request_finished.send(sender=self.sender)
 
     def __str__(self) -> str:
         return "request_finished of Django"
@@ -163,9 +166,49 @@ def on_finished(**_: Any) -> None:
         finish.open -= 1
 
 
+def send_to_all() -> None:
+    """Let every receiver of ``request_finished`` hear of it, also after one that raises.
+
+    What the first of them raised is raised as ever, but after the others were told: one of them
+    gives connections back.
+    """
+    signal: Any = signals.request_finished
+    send = signal.send
+    asend: Any = getattr(signal, "asend", None)  # from Django 5.0 on
+    if hasattr(send, "lifeguard_sends"):
+        return
+
+    def send_in_request(sender: Any, **named: Any) -> Any:
+        if request.get() is None:
+            return send(sender, **named)
+        return _first_error(signal.send_robust(sender, **named))
+
+    async def asend_in_request(sender: Any, **named: Any) -> Any:
+        if request.get() is None:
+            return await asend(sender, **named)
+        return _first_error(await signal.asend_robust(sender, **named))
+
+    send_in_request.lifeguard_sends = True  # type: ignore[attr-defined]
+    signal.send = send_in_request
+    if asend is not None:
+        signal.asend = asend_in_request
+
+
+def _first_error(results: Any) -> Any:
+    for _, result in results:
+        if isinstance(result, Exception):
+            raise result
+    return results
+
+
 def note_responses() -> None:
-    """Hear of each response that Django's handlers are about to send, so that it gets closed."""
+    """Hear of each response that Django's handlers make, so that it gets closed."""
+    get_response_async = ASGIHandler.get_response_async
     send_response, get_response = ASGIHandler.send_response, WSGIHandler.get_response
+
+    async def noting_get_response_async(self: Any, request: Any) -> Any:
+        _note_task()
+        return await get_response_async(self, request)
 
     async def noting_send_response(self: Any, response: Any, send: Any) -> None:
         _note(response)
@@ -178,8 +221,17 @@ def note_responses() -> None:
 
     if not hasattr(send_response, "lifeguard_notes"):
         noting_send_response.lifeguard_notes = True  # type: ignore[attr-defined]
+        ASGIHandler.get_response_async = noting_get_response_async
         ASGIHandler.send_response = noting_send_response
         WSGIHandler.get_response = noting_get_response
+
+
+def _note_task() -> None:
+    finish = request.get()
+    if finish is not None:
+        task = asyncio.current_task()
+        if task is not finish.home:
+            finish.task = task
 
 
 def _note(response: Any) -> None:
