@@ -7,6 +7,7 @@ starting anything, and so that one place knows every key.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -143,9 +144,14 @@ def pool_size(database: Any) -> int | None:
 
 def project(settings: Any) -> str:
     """The package of the settings module: the same name in every process of the project."""
-    module = getattr(settings, "SETTINGS_MODULE", None) or ""
-    package, _, _ = module.partition(".")
-    return package if "." in module else "django"
+    return package(settings) or "django"
+
+
+def package(settings: Any) -> str:
+    """``shop`` for ``shop.settings.production``; empty where there is no such package."""
+    module = getattr(settings, "SETTINGS_MODULE", None)  # None while tests override settings
+    first, dot, _ = (module or os.environ.get("DJANGO_SETTINGS_MODULE", "")).partition(".")
+    return first if dot else ""
 
 
 def _databases(settings: Any) -> Mapping[str, Any]:
