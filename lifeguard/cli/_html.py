@@ -318,7 +318,7 @@ def page(runs: Sequence[ScenarioRun], about: Mapping[str, str]) -> str:
     else:
         lead = (
             '<p class="lead">The same apps on the same servers under the same load, at the same '
-            "time. The guarded side adds two lines.</p>"
+            "time. The guarded side adds two or three lines.</p>"
         )
     facts = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"

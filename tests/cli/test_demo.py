@@ -92,6 +92,26 @@ def test_one_scenario_to_the_end(pg, tmp_path):
     nothing_is_left(pg, tmp_path)
 
 
+def test_four_broken_streams_stop_django_bare_and_not_guarded(pg, monkeypatch, capsys):
+    """The users of the bare site get PoolTimeouts only, from the fourth broken export on."""
+    monkeypatch.setenv("LIFEGUARD_DSN", pg.dsn)
+    assert command.run((BY_NAME["django"],), seconds=6, as_json=True, page=None) == 0
+    (scenario,) = json.loads(capsys.readouterr().out)["scenarios"]
+    bare, guarded = scenario["bare"], scenario["guarded"]
+    assert bare["ended_early"] == guarded["ended_early"] == 4
+    assert bare["verdict"] == "fails"
+    assert any("couldn't get a connection" in reason for reason in bare["reasons"])
+    assert bare["samples"][-1]["ok"] == long_after(bare)["ok"]  # not one more answer
+    assert guarded["verdict"] == "ok"
+    assert guarded["samples"][-1]["ok"] > long_after(guarded)["ok"]
+    assert (guarded["failed"], guarded["held"], guarded["left_over"]) == (0, 0, 0)
+
+
+def long_after(side):
+    """The last export breaks off at half of the six seconds."""
+    return next(sample for sample in side["samples"] if sample["at"] > 4.5)
+
+
 class Loads(html.parser.HTMLParser):
     """Collects what a browser would fetch."""
 

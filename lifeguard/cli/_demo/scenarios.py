@@ -137,7 +137,7 @@ async def _wsgi(stage: Stage) -> None:
 async def _exports(stage: Stage, at: tuple[float, ...]) -> None:
     for fraction in at:
         await asyncio.sleep(max(0.0, stage.start + fraction * stage.seconds - time.monotonic()))
-        stage.mark("stream breaks")
+        stage.mark("break")
         await load.export_once(stage.uds, stage.tally)
 
 
