@@ -1,0 +1,127 @@
+"""Syslifters/sysreptor#201: "DB Too many clients already", and what became of it.
+
+Its cure was Django's own connection pool, which made an outage of what had been a leak. The health
+check starts housekeeping that outlives its request, and each round of it costs two connections: one
+is taken out in a thread that asgiref makes for a request that is over, and one in the request's own
+thread, after Django has closed what was there and before the thread ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.incidents.seeds.deploying import (
+    Answer,
+    Client,
+    Database,
+    Process,
+    asking,
+    at_a_time,
+    deployed,
+    failed,
+)
+
+WORKERS, POOL, TABS = 2, 4, 15
+SERVER = (
+    "gunicorn tests.incidents.seeds.sysreptor.asgi:application --bind 127.0.0.1:{port}"
+    f" --workers {WORKERS} --worker-class uvicorn_worker.UvicornWorker --no-control-socket"
+)
+END_WITHIN = 20.0
+CHECKS = 5
+"""Health checks that each worker gets: it takes two to lose a pool of four."""
+
+
+@dataclass
+class Visit:
+    """What the clients of a deployment were told."""
+
+    checks: list[Answer] = field(default_factory=list)
+    polls: list[Answer] = field(default_factory=list)
+    notes: list[Answer] = field(default_factory=list)
+
+
+async def visit(port: int) -> Visit:
+    """Tabs that poll, health checks beside them, and ordinary requests when all of that is over."""
+    seen = Visit()
+    leave = asyncio.Event()
+
+    async def tab() -> None:
+        async with Client(port) as client:
+            while not leave.is_set():
+                seen.polls.append(await client.get("/poll"))
+
+    async with asyncio.TaskGroup() as tabs:
+        for _ in range(TABS):
+            tabs.create_task(tab())
+        checked: Counter[str] = Counter()
+        for _ in range(10):
+            answers = await at_a_time(4, [asking("/healthcheck")] * 4, port)
+            seen.checks += answers
+            checked.update(answer.headers["x-worker"] for answer in answers if answer.status == 200)
+            enough = len(checked) == WORKERS and min(checked.values()) >= CHECKS
+            if enough or failed(answers) == len(answers):
+                break
+        leave.set()
+    await wait_until_idle(port)
+    seen.notes = await at_a_time(8, [asking("/notes")] * 16, port)
+    return seen
+
+
+async def wait_until_idle(port: int) -> None:
+    """Until no worker has housekeeping left to do."""
+    deadline = time.monotonic() + 30
+    while True:
+        answers = await at_a_time(8, [asking("/idle")] * 8, port)
+        if {answer.body for answer in answers} == {b'{"running": 0}'}:
+            return
+        assert time.monotonic() < deadline, answers
+        await asyncio.sleep(0.1)
+
+
+async def stop(server: Process) -> bool:
+    """Whether the server ends in time, with tabs and housekeeping in the middle of their work."""
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(TABS):
+            client = await stack.enter_async_context(Client(server.port))
+            await client.send("/poll")
+        await at_a_time(2, [asking("/healthcheck")] * 2, server.port)
+        return await asyncio.to_thread(server.ends_within, END_WITHIN)
+
+
+@pytest.mark.timeout(180)
+def test_seed_sysreptor(db: Database, tmp_path: Path) -> None:
+    """Bare, a few health checks cost each worker its whole pool, and nobody is served any more.
+
+    Guarded, every request is answered, the housekeeping is done, and at the end nothing is left.
+    """
+    for guarded in (False, True):
+        settings = "tests.incidents.seeds.sysreptor.settings"
+        with deployed(settings, db, tmp_path, guarded=guarded) as side:
+            if not guarded:
+                side.manage("migrate --run-syncdb --verbosity 0")
+            server = side.serve(SERVER, workers=WORKERS)
+            with db.watched() as peak:
+                seen = asyncio.run(visit(server.port))
+            ended = asyncio.run(stop(server))
+            assert db.wait_at_most(0) == 0, server.said()
+
+            if not guarded:
+                assert failed(seen.polls) > 0
+                assert failed(seen.notes) == len(seen.notes), "a pool was still alive"
+                continue
+            assert failed(seen.checks) == 0, server.said()
+            assert failed(seen.polls) == 0, server.said()
+            assert failed(seen.notes) == 0, server.said()
+            assert peak.connections <= WORKERS * POOL
+            assert ended, server.said()
+            with psycopg.connect(db.dsn) as connection:
+                query = "SELECT count(completed) FROM sysreptor_periodictask"
+                assert connection.execute(query).fetchone() == (3,)
