@@ -56,15 +56,15 @@ def read(settings: Any) -> Options:
     wrong = problems(settings)
     if wrong:
         raise ImproperlyConfigured(" ".join(wrong))
-    given: Mapping[str, Any] = getattr(settings, "LIFEGUARD", None) or {}
-    lanes = given.get("LANES")
-    timeout = given.get("LANE_TIMEOUT")
+    says = given(settings)
+    lanes = says.get("LANES")
+    timeout = says.get("LANE_TIMEOUT")
     return Options(
         lanes=default_lanes(settings) if lanes is None else lanes,
         lane_timeout=LANE_TIMEOUT if timeout is None else float(timeout),
-        executors=bool(given.get("EXECUTORS")),
-        name=given.get("NAME") or project(settings),
-        guard=_guard(given.get("GUARD")),
+        executors=bool(says.get("EXECUTORS")),
+        name=says.get("NAME") or project(settings),
+        guard=guard_at(says.get("GUARD")),
     )
 
 
@@ -75,41 +75,39 @@ def problems(settings: Any) -> list[str]:
 
 def examine(settings: Any) -> Iterator[Problem]:
     """The same with the ids of the system checks."""
-    given = getattr(settings, "LIFEGUARD", None)
-    if given is None:
-        return
-    if not isinstance(given, dict):
+    found = getattr(settings, "LIFEGUARD", None)
+    if found is not None and not isinstance(found, dict):
         yield Problem(
             "lifeguard.E001",
-            f"LIFEGUARD must be a dict such as {{'LANES': 8}}, not {_shown(given)}.",
+            f"LIFEGUARD must be a dict such as {{'LANES': 8}}, not {_shown(found)}.",
         )
-        return
-    for key in given:
+    says = given(settings)
+    for key in says:
         if key not in KEYS:
             near = get_close_matches(str(key).upper(), KEYS, n=1)
             meant = f"Did you mean {near[0]!r}?" if near else f"It may have {', '.join(KEYS)}."
             yield Problem("lifeguard.E001", f"LIFEGUARD has the key {redact(repr(key))}. {meant}")
-    lanes = given.get("LANES")
+    lanes = says.get("LANES")
     if lanes is not None and not (_is_int(lanes) and lanes >= 1):
         yield Problem(
             "lifeguard.E002",
             f"LIFEGUARD['LANES'] must be a whole number, 1 or more, not {_shown(lanes)}: it is "
             "the number of connections that one worker may have to each database.",
         )
-    timeout = given.get("LANE_TIMEOUT")
+    timeout = says.get("LANE_TIMEOUT")
     if timeout is not None and not (_is_number(timeout) and 0 < timeout < math.inf):
         yield Problem(
             "lifeguard.E003",
             "LIFEGUARD['LANE_TIMEOUT'] must be a number of seconds above 0, not "
             f"{_shown(timeout)}: so long may work wait for a lane.",
         )
-    executors = given.get("EXECUTORS")
+    executors = says.get("EXECUTORS")
     if executors is not None and not isinstance(executors, bool):
         yield Problem(
             "lifeguard.E004",
             f"LIFEGUARD['EXECUTORS'] must be True or False, not {_shown(executors)}.",
         )
-    name = given.get("NAME")
+    name = says.get("NAME")
     if name is not None and not (isinstance(name, str) and name.strip()):
         yield Problem(
             "lifeguard.E004",
@@ -117,9 +115,15 @@ def examine(settings: Any) -> Iterator[Problem]:
             "what PostgreSQL calls this project's connections.",
         )
     try:
-        _guard(given.get("GUARD"))
+        guard_at(says.get("GUARD"))
     except ImproperlyConfigured as exc:
         yield Problem("lifeguard.E005", str(exc))
+
+
+def given(settings: Any) -> Mapping[str, Any]:
+    """What is set, right or wrong."""
+    found = getattr(settings, "LIFEGUARD", None)
+    return found if isinstance(found, dict) else {}
 
 
 def default_lanes(settings: Any) -> int:
@@ -159,7 +163,7 @@ def _databases(settings: Any) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _guard(path: Any) -> Lifeguard:
+def guard_at(path: Any) -> Lifeguard:
     """The guard at this dotted path, else the default one."""
     if path is None:
         from .. import _default

@@ -27,11 +27,12 @@ import django
 from asgiref.sync import iscoroutinefunction
 from django.conf import settings
 from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import request_started
 from django.utils.module_loading import import_string
 
 from .._core.observer import logger
-from ._settings import default_lanes, examine, package, pool_size
+from ._settings import default_lanes, examine, given, guard_at, package, pool_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -310,8 +311,7 @@ def check_pool_size() -> Iterator[checks.CheckMessage]:
 
 
 def _lanes() -> int:
-    given = getattr(settings, "LIFEGUARD", None)
-    lanes = given.get("LANES") if isinstance(given, dict) else None
+    lanes = given(settings).get("LANES")
     if lanes is None:
         return default_lanes(settings)
     return lanes if isinstance(lanes, int) else 0  # E002 says it
@@ -633,15 +633,24 @@ def _first_request(sender: Any = None, scope: Any = None, environ: Any = None, *
     served = scope if scope is not None else environ
     if served is None or _is_test(sender):
         return
-    if any(key == "lifeguard" or str(key).startswith("lifeguard.") for key in served):
+    try:
+        guard = guard_at(given(settings).get("GUARD"))
+    except ImproperlyConfigured:  # E005 says it
+        return
+    if guard.key in served:
         return
     protocol = "asgi" if scope is not None else "wsgi"
+    hint = _WRAP_HINT.format(maker=f"get_{protocol}_application", module=f"{protocol}.py")
+    past = "lifeguard.wrap"
+    if any(key == "lifeguard" or str(key).startswith("lifeguard.") for key in served):
+        past = "the guard that lifeguard.django belongs to, but another one"
+        hint = "Name the guard that wraps the app: LIFEGUARD['GUARD'] = 'shop.guard.guard'."
     messages = [
         _warning(
             "W001",
-            f"this process serves {protocol.upper()} requests that do not pass lifeguard.wrap: "
-            "they get no lanes, and what they leave behind stays.",
-            _WRAP_HINT.format(maker=f"get_{protocol}_application", module=f"{protocol}.py"),
+            f"this process serves {protocol.upper()} requests that do not pass {past}: they get "
+            "no lanes, and what they leave behind stays.",
+            hint,
         )
     ]
     if scope is not None:

@@ -729,7 +729,7 @@ FIRST = {
     "asgi(get_asgi_application())": ["W001", "W002"],
     "wsgi(lifeguard.wrap(get_wsgi_application()))": [],
     "asgi(lifeguard.wrap(get_asgi_application()))": [],
-    "asgi(lifeguard.Lifeguard().wrap(get_asgi_application()))": [],
+    "asgi(lifeguard.Lifeguard().wrap(get_asgi_application()))": ["W001", "W002"],
     "Client().get('/')": [],
     "wsgi(get_wsgi_application()) or setup_test_environment": [],
 }
@@ -752,6 +752,7 @@ def test_a_server_without_wrap_says_so_at_its_first_request(project: Project) ->
         elif id := re.match(r"\(lifeguard\.(\w+)\) ", line):
             said.append(id[1])
     assert found == FIRST
+    assert "do not pass the guard that lifeguard.django belongs to, but another one" in done.stderr
 
 
 # -- the pages ------------------------------------------------------------------------------------
