@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import subprocess
 import sys
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
@@ -15,9 +17,11 @@ import typer
 from typer.testing import CliRunner
 
 from bench import __main__ as command
-from bench import imports
-from bench._measure import Run, Sample, Variant, interleave
+from bench import django, imports
+from bench._client import client
+from bench._measure import Plan, Run, Sample, Variant, interleave
 from bench._report import Group, Target, as_json, divide, verdict
+from lifeguard.testing import Postgres
 
 ROOT = Path(__file__).parent.parent
 
@@ -182,6 +186,55 @@ def test_check_exits_1_if_and_only_if_a_target_is_missed(
     assert ran.exit_code == code, ran.output
     words = " ".join(ran.output.split())
     assert ("not met" in words) is not target.met
+
+
+def test_the_django_group_measures_every_way_to_serve(
+    pg: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short run on the suite's own server: nothing fails, and lanes bound the connections."""
+    monkeypatch.setenv("LIFEGUARD_DSN", pg.dsn)
+    monkeypatch.setattr(django, "CONNECTIONS", (3,))
+    group = django.measure(Plan(rounds=1, quick=True))
+    names = [row.name for row in group.rows]
+    sites = [site for view in ("sync", "async") for site in django.SITES if view in site.views]
+    assert [name.rpartition(": ")[2] for name in names] == [site.name for site in sites]
+    for row in group.rows:
+        assert row.minimum > 0
+        assert row.more["p99 ms"] > 0
+    measured = {(target.name, target.of): target for target in group.targets}
+    for view in ("sync", "async"):
+        lanes = f"tcp, scram, {view} view, lanes"
+        assert measured[lanes, "errors"].measured == 0, group.notes
+        assert measured[lanes, "most connections"].met
+        assert 0 < measured[lanes, "CPU / Django's default"].measured < 1
+    assert pg.wait_count(0, prefix="bench ") == 0
+    json.dumps(as_json([group], {}), allow_nan=False)
+
+
+def test_a_client_counts_what_went_wrong() -> None:
+    """A server that hangs up or says 500 must not look like a fast one."""
+    with socket.create_server(("127.0.0.1", 0)) as server, client() as clients:
+        port = server.getsockname()[1]
+        answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", b"", BROKEN]
+        threading.Thread(target=answer_each, args=(server, answers), daemon=True).start()
+        shots = clients.shoot(port, "/", connections=1, seconds=1.0)
+    assert len(shots.took) == 1
+    assert "the connection was closed" in shots.errors[0]
+    assert "HTTP/1.1 500 Oops" in shots.errors
+
+
+BROKEN = b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n"
+
+
+def answer_each(server: socket.socket, answers: list[bytes]) -> None:
+    """One answer to one request for each connection, then the end of the server."""
+    for answer in answers:
+        connection, _ = server.accept()
+        with connection:
+            if connection.recv(65536) and answer:
+                connection.sendall(answer)
+                connection.recv(65536)  # the next request, or the end
+    server.close()
 
 
 def test_an_unknown_group_is_refused_with_the_known_ones() -> None:
