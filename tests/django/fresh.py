@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,13 @@ class Project:
         folder.mkdir(parents=True)
         made = self.python("-m", "django", "startproject", "shop", ".")
         assert made.returncode == 0, made.stderr
+
+    def copy(self, folder: Path) -> Project:
+        """The same again, to be changed by one test."""
+        project = Project.__new__(Project)
+        project.folder = folder
+        shutil.copytree(self.folder, folder)
+        return project
 
     def read(self, name: str) -> str:
         return (self.folder / name).read_text()

@@ -7,8 +7,6 @@ tested: a finding that does not come, and one that comes without reason.
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import pytest
 from lifeguard.testing import Postgres
 from tests.django.databases import database
 from tests.django.fresh import ROOT, Project, ids
+from tests.django.requests import REQUESTS
 from tests.support.overlay import overlay
 
 PAGES = ROOT / "docs" / "checks"
@@ -28,11 +27,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture
-def project(template: Project, tmp_path: Path) -> Iterator[Project]:
+def project(template: Project, tmp_path: Path) -> Project:
     """A fresh project that has lifeguard.django installed, and nothing more."""
-    project = Project.__new__(Project)
-    project.folder = tmp_path / "project"
-    shutil.copytree(template.folder, project.folder)
+    project = template.copy(tmp_path / "project")
     project.install()
     return project
 
@@ -684,45 +681,6 @@ def test_the_versions_of_this_environment_do_not_leak(project: Project) -> None:
 
 
 # -- the first request ----------------------------------------------------------------------------
-
-REQUESTS = """
-import asyncio
-import sys
-from io import BytesIO
-
-from django.core.asgi import get_asgi_application
-from django.core.wsgi import get_wsgi_application
-from django.test import Client
-from django.test.utils import setup_test_environment
-import lifeguard
-import lifeguard.django.checks as check
-
-def wsgi(app):
-    environ = {
-        "REQUEST_METHOD": "GET", "PATH_INFO": "/", "SERVER_NAME": "localhost", "SERVER_PORT": "80",
-        "wsgi.input": BytesIO(), "wsgi.url_scheme": "http", "wsgi.errors": sys.stderr,
-    }
-    body = app(environ, lambda status, headers, exc_info=None: None)
-    b"".join(body)
-    getattr(body, "close", lambda: None)()
-
-def asgi(app):
-    async def main():
-        never = asyncio.Event()
-        messages = iter([{"type": "http.request", "body": b"", "more_body": False}])
-        async def receive():
-            for message in messages:
-                return message
-            await never.wait()
-        async def send(message): ...
-        await app({
-            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET",
-            "path": "/", "raw_path": b"/", "root_path": "", "scheme": "http", "query_string": b"",
-            "headers": [(b"host", b"localhost")], "server": ("localhost", 80),
-        }, receive, send)
-    asyncio.run(main())
-"""
-
 
 FIRST = {
     "wsgi(get_wsgi_application())": ["W001"],

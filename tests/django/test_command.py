@@ -151,6 +151,38 @@ def test_it_shows_who_holds_what(project: Project, own_dsn: str) -> None:
     assert str(backends["waits"]) in coloured.stdout
 
 
+ATOMIC = """
+import json
+from io import StringIO
+from django.core.management import call_command
+from django.db import connection, transaction
+
+with transaction.atomic(), connection.cursor() as cursor:
+    cursor.execute("SELECT pg_backend_pid()")
+    before = cursor.fetchone()
+    out = StringIO()
+    call_command("lifeguard", json=True, stdout=out)
+    cursor.execute("SELECT pg_backend_pid()")
+    assert cursor.fetchone() == before
+    (worker,) = json.loads(out.getvalue())["workers"]
+    (row,) = worker["connections"]
+    assert row["backend"] == before[0] and row["transaction_seconds"] >= 0, row
+    print(worker["name"])
+"""
+
+
+@pytest.mark.parametrize("pool", [None, {"min_size": 1, "max_size": 1}], ids=["plain", "pool"])
+def test_called_from_code_it_leaves_the_caller_its_transaction(
+    project: Project, own_dsn: str, tmp_path: Path, pool: dict[str, int] | None
+) -> None:
+    """call_command() in a view or a task: it asks on a connection of its own, and closes that."""
+    mine = project.copy(tmp_path / "shop")
+    mine.set(DATABASES={"default": database(own_dsn, OPTIONS={"pool": pool})})
+    done = mine.script(ATOMIC)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "shop\n"  # as lifeguard.django has named the connection
+
+
 def test_without_rich_it_is_plain_text(project: Project, own_dsn: str, tmp_path: Path) -> None:
     """rich is optional: the same lines, without colours."""
     (tmp_path / "rich.py").write_text("raise ImportError('not installed')\n")

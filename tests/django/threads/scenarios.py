@@ -185,11 +185,13 @@ async def recovers(context: Context) -> None:
         except Exception as exc:
             return type(exc).__name__
 
+    executor = concurrent.futures.ThreadPoolExecutor(THREADS)
+    asyncio.get_running_loop().set_default_executor(executor)  # not one thread more
     async with lifeguard.worker():
         for _ in range(3):
             meet = together(ask)
             answers += await asyncio.gather(*(asyncio.to_thread(meet) for _ in range(THREADS)))
-            await asyncio.to_thread(terminate, context)
+            terminate(context)
         await context.ashow(answers=answers)
 
 

@@ -14,6 +14,7 @@ import time
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError, connections
+from django.db.backends.base.base import NO_DB_ALIAS
 from django.utils.connection import ConnectionDoesNotExist
 
 from ...._core.errors import explain
@@ -143,14 +144,16 @@ def look(alias: str) -> dict[str, Any]:
             "Lanes work with it all the same: lifeguard.django.status() shows them, in each "
             "process its own."
         )
+    # Not the caller's connection, which may be in a transaction; nor one of its pool.
+    apart = connection.copy(alias=NO_DB_ALIAS)
     try:
-        with connection.cursor() as cursor:
+        with apart.cursor() as cursor:
             (limits,) = _rows(cursor, LIMITS)
             rows = _rows(cursor, CONNECTIONS)
     except (DatabaseError, ImproperlyConfigured) as exc:
         raise CommandError(f"Database {alias!r} does not answer: {explain(exc)}") from None
     finally:
-        connection.close()
+        apart.close()
     return _sorted_out(alias, limits, rows)
 
 
