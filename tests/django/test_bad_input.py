@@ -73,9 +73,9 @@ def test_lanes_that_are_none_keep_a_server_from_starting(project: Project) -> No
             done = project.script(f"{REQUESTS}\nwsgi(lifeguard.wrap(get_wsgi_application()))")
             assert "500 " in done.stdout
         assert wanted in done.stderr
-        checked = project.manage("check")
-        assert checked.returncode == 1
-        assert f"(lifeguard.E002) {wanted}" in checked.stderr
+    checked = project.manage("check")
+    assert checked.returncode == 1
+    assert f"(lifeguard.E002) {wanted}" in checked.stderr
 
 
 def test_lifeguard_django_without_wrap_serves_as_django_does(project: Project) -> None:

@@ -72,7 +72,10 @@ def test_a_fresh_project_without_wrap_is_told_so(project: Project) -> None:
 
 
 def test_the_checks_look_and_do_nothing_else(project: Project) -> None:
-    """No app is built, no driver imported: a check runs where neither may work."""
+    """No app is built, no driver imported: a check runs where neither may work.
+
+    Nothing is found: the versions that the tests are locked to do not leak.
+    """
     project.wrap("asgi")
     everything = {
         "DATABASES": {
@@ -207,13 +210,15 @@ GOOD = {
 
 
 def test_each_mistake_in_the_setting_has_its_own_words(project: Project) -> None:
-    """One finding each, that says the key, the value, and what it should be."""
+    """One finding each, that says the key, the value, and what it should be; all at once."""
     project.wrap("asgi")
     cases: dict[str, dict[str, Any]] = {
         name: {"LIFEGUARD": setting} for name, (setting, _, _) in SETTINGS.items()
     }
     cases |= {name: {"LIFEGUARD": setting} for name, setting in GOOD.items()}
+    cases["several"] = {"LIFEGUARD": {"LANES": 0, "LANE_TIMEOUT": -1, "TYPO": 1}}
     found = project.ask(cases)["found"]
+    assert ids(found["several"]) == ["E001", "E002", "E003"]
     for name in GOOD:
         assert found[name] == [], name
     for name, (_, id, text) in SETTINGS.items():
@@ -221,14 +226,6 @@ def test_each_mistake_in_the_setting_has_its_own_words(project: Project) -> None
         assert message["id"] == f"lifeguard.{id}", name
         assert text in message["msg"], name
         assert message["hint"] == f"See docs/checks/{id}.md."
-
-
-def test_several_mistakes_are_told_at_once(project: Project) -> None:
-    """Nobody has to repair them one by one."""
-    project.wrap("asgi")
-    wrong = {"LANES": 0, "LANE_TIMEOUT": float("-1"), "TYPO": 1}
-    found = project.ask({"three": {"LIFEGUARD": wrong}})["found"]["three"]
-    assert ids(found) == ["E001", "E002", "E003"]
 
 
 # -- databases ------------------------------------------------------------------------------------
@@ -242,15 +239,20 @@ def test_connections_that_are_kept_under_asgi_without_lanes(project: Project) ->
         "none": pg_database(CONN_MAX_AGE=0),
         "unset": pg_database(),
     }
-    found = project.ask({"asgi": {"DATABASES": kept, **ASGI}, "wsgi": {"DATABASES": kept}})["found"]
+    project.write("shop/wrapped.py", MODULES["typed"][0])
+    found = project.ask(
+        {
+            "asgi": {"DATABASES": kept, **ASGI},
+            "wsgi": {"DATABASES": kept},
+            "wrapped": {"DATABASES": kept, "ASGI_APPLICATION": "shop.wrapped.application"},
+        }
+    )["found"]
+    assert found["wrapped"] == []
     assert ids(found["wsgi"]) == ["W001"]
     assert ids(found["asgi"]) == ["W001", "W002", "W002"]
     first, second = found["asgi"][1:]
     assert "DATABASES['default'] has CONN_MAX_AGE = 60 under ASGI without lanes" in first["msg"]
     assert "DATABASES['ever'] has CONN_MAX_AGE = None under ASGI" in second["msg"]
-
-    project.wrap("asgi")
-    assert project.ask({"wrapped": {"DATABASES": kept, **ASGI}})["found"]["wrapped"] == []
 
 
 def test_a_native_pool_that_cannot_work(project: Project) -> None:
@@ -426,6 +428,16 @@ async def apart_async(request):
     return HttpResponse("waited")
 
 
+async def sleeps(request):
+    came.set()
+    await go.wait()
+    return HttpResponse("slept")
+
+
+def plain(request):
+    return HttpResponse("plain")
+
+
 class SyncOnly:
     sync_capable, async_capable = True, False
 
@@ -461,6 +473,7 @@ urls(listing, ticks)
 urls(export, inline, expression, Report, apart, ticks, listing)
 urls(waits, AsyncView, apart_async, listing)
 urls(leaves_half)
+urls(sleeps, plain)
 '''
 
 
@@ -596,6 +609,66 @@ def test_sync_only_middleware_around_async_views(views: Project) -> None:
     )
 
 
+HELD = """
+async def get(app, path):
+    said, messages = [], [{"type": "http.request", "body": b"", "more_body": False}]
+    async def receive():
+        if messages:
+            return messages.pop()
+        await asyncio.Event().wait()
+    async def send(message):
+        said.append(message)
+    await app(
+        {"type": "http", "asgi": {"version": "3.0"}, "method": "GET", "path": path, "headers": []},
+        receive,
+        send,
+    )
+    return said[1]["body"].decode()
+
+async def wait_for(true):
+    for _ in range(2000):
+        if true():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("that does not happen")
+
+async def main(middleware):
+    from shop import views
+    views.came, views.go = asyncio.Event(), asyncio.Event()
+    with override_settings(MIDDLEWARE=middleware, ROOT_URLCONF="urls_sleeps_plain"):
+        app = lifeguard.wrap(get_asgi_application())
+        slow = asyncio.create_task(get(app, "/inner/sleeps"))
+        await views.came.wait()
+        fast = asyncio.create_task(get(app, "/inner/plain"))
+        def state():
+            status = lifeguard.django.status()
+            waiting = [each["by"] for each in status["waiting"]]
+            return [(lane["state"], lane["by"]) for lane in status["lanes"]], waiting
+        free = [("free", None)]
+        await wait_for(lambda: state()[1] or (fast.done() and state()[0] == free))
+        print(fast.done(), *state())
+        views.go.set()
+        print(await slow, await fast)
+
+asyncio.run(main([]))
+asyncio.run(main(["shop.views.SyncOnly"]))
+"""
+
+
+def test_what_the_finding_about_middleware_says_is_true(views: Project) -> None:
+    """One lane: a view that sleeps leaves it to others, unless there is such middleware."""
+    views.set(ALLOWED_HOSTS=["*"], LIFEGUARD={"LANES": 1})
+    imports = "import lifeguard.django\nfrom django.test import override_settings\n"
+    done = views.script(REQUESTS + imports + HELD)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "True [('free', None)] []",
+        "slept plain",
+        "False [('busy', 'GET /inner/sleeps')] ['GET /inner/plain']",
+        "slept plain",
+    ]
+
+
 def test_sync_only_middleware_under_wsgi_is_as_it_should_be(views: Project) -> None:
     """There everything has a thread of its own anyway."""
     views.write("shop/asgi.py", "")
@@ -671,13 +744,6 @@ def test_versions_that_leak(project: Project, tmp_path: Path) -> None:
         "asgi": ["Django", "psycopg-pool"],  # no lane is ever shut down with a request
         "wsgi": ["Django", "granian"],
     }
-
-
-def test_the_versions_of_this_environment_do_not_leak(project: Project) -> None:
-    """As locked for the tests."""
-    project.wrap("asgi")
-    case = {"DATABASES": {"default": pg_database(OPTIONS=POOL)}, **ASGI}
-    assert project.ask({"now": case})["found"]["now"] == []
 
 
 # -- the first request ----------------------------------------------------------------------------
