@@ -313,14 +313,7 @@ class Client:
     async def get(self, path: str) -> Answer:
         try:
             async with asyncio.timeout(self.timeout):
-                reused = self._streams is not None
-                try:
-                    return await self._get(path)
-                except (OSError, asyncio.IncompleteReadError):
-                    await self.close()
-                    if not reused:
-                        raise
-                    return await self._get(path)  # it was closed in between, as a server may do
+                return await self._get(path)
         except (OSError, asyncio.IncompleteReadError, TimeoutError):
             await self.close()
             return NONE
