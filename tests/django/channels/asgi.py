@@ -39,14 +39,13 @@ urlpatterns = [path("say", say)]
 application = ProtocolTypeRouter(
     {
         "http": http,
-        "websocket": AuthMiddlewareStack(
-            URLRouter(
-                [
-                    path("sync", consumers.Sync.as_asgi()),
-                    path("async", consumers.Async.as_asgi()),
-                    path("own-context", consumers.OwnContext.as_asgi()),
-                ]
-            )
+        "websocket": URLRouter(
+            [
+                path("anonymous", consumers.Async.as_asgi()),
+                path("sync", AuthMiddlewareStack(consumers.Sync.as_asgi())),
+                path("async", AuthMiddlewareStack(consumers.Async.as_asgi())),
+                path("own-context", AuthMiddlewareStack(consumers.OwnContext.as_asgi())),
+            ]
         ),
     }
 )

@@ -58,7 +58,12 @@ def accounts(pg: Postgres) -> Iterator[Accounts]:
 
 
 CELLS = [
-    pytest.param((server, keeps), id=f"{server}, keeps {keeps}")
+    pytest.param(
+        (server, keeps),
+        id=f"{server}, keeps {keeps}",
+        # Both servers run with Django's defaults in each run of the tests; all is `make django`.
+        marks=[] if server == "uvicorn" or keeps == "nothing" else [pytest.mark.django],
+    )
     for server in SERVERS
     for keeps in KEEPS
 ]

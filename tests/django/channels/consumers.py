@@ -65,12 +65,15 @@ def transfer() -> dict[str, Any]:
 
 
 class Sync(JsonWebsocketConsumer):
+    name = ""
+
     def receive_json(self, content: dict[str, Any], **kwargs: Any) -> None:
         answer = getattr(self, f"do_{content['do']}")(content)
         if answer is not None:
             self.send_json(answer)
 
     def do_query(self, content: dict[str, Any]) -> dict[str, Any]:
+        self.name = content.get("name", "")
         return {"users": User.objects.count(), "user": self.scope["user"].username}
 
     def do_meet(self, content: dict[str, Any]) -> dict[str, Any]:
@@ -101,17 +104,22 @@ class Sync(JsonWebsocketConsumer):
         self.send_json({"text": event["text"], "users": User.objects.count()})
 
     def disconnect(self, code: int) -> None:
-        log.write("left", users=User.objects.count())
+        if self.name:
+            log.write("left", name=self.name, users=User.objects.count())
 
 
 class Async(AsyncJsonWebsocketConsumer):
+    name = ""
+
     async def receive_json(self, content: dict[str, Any], **kwargs: Any) -> None:
         answer = await getattr(self, f"do_{content['do']}")(content)
         if answer is not None:
             await self.send_json(answer)
 
     async def do_query(self, content: dict[str, Any]) -> dict[str, Any]:
-        return {"users": await User.objects.acount(), "user": self.scope["user"].username}
+        self.name = content.get("name", "")
+        users = await User.objects.acount()
+        return {"users": users, "user": self.scope["user"].username if "user" in self.scope else ""}
 
     async def do_meet(self, content: dict[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = await database_sync_to_async(meet)(content)
@@ -146,23 +154,24 @@ class Async(AsyncJsonWebsocketConsumer):
 
     async def do_outlive(self, content: dict[str, Any]) -> dict[str, Any]:
         """Start what goes on when the websocket has closed."""
-        task = asyncio.create_task(self.outlive(content["on"]))
+        self.name = content["name"]
+        task = asyncio.create_task(self.outlive(content["name"]))
         running.add(task)
         task.add_done_callback(running.discard)
         return {"started": True}
 
-    async def outlive(self, on: str) -> None:
+    async def outlive(self, name: str) -> None:
         await User.objects.acount()
-        await gone[on].wait()
-        log.write("outlived", on=on, users=await User.objects.acount())
+        await gone[name].wait()
+        log.write("outlived", name=name, users=await User.objects.acount())
 
     async def room_message(self, event: dict[str, Any]) -> None:
         await self.send_json({"text": event["text"], "users": await User.objects.acount()})
 
     async def disconnect(self, code: int) -> None:
-        log.write("left", users=await User.objects.acount())
-        for event in gone.values():
-            event.set()
+        if self.name:
+            log.write("left", name=self.name, users=await User.objects.acount())
+            gone[self.name].set()
 
 
 running: set[asyncio.Task[None]] = set()

@@ -13,6 +13,7 @@ import pytest
 
 from tests.django.channels.conftest import Start
 from tests.django.channels.serving import LANES, WITHIN, Site
+from tests.support.eventlog import Event
 
 CONSUMERS = ["sync", "async", "own-context"]
 TABS = 30
@@ -96,8 +97,8 @@ def test_a_thousand_open_websockets_hold_nothing(site: Site) -> None:
     """Each of them has asked the database once."""
 
     async def main() -> int:
-        async with site.crowd(CROWD, "async") as answers:
-            assert answers == [{"users": 2, "user": "ann"}] * CROWD
+        async with site.crowd(CROWD, "anonymous") as answers:
+            assert answers == [{"users": 2, "user": ""}] * CROWD
             return await asyncio.to_thread(site.left)
 
     assert asyncio.run(main()) <= site.allowed()
@@ -117,11 +118,11 @@ def test_a_message_that_fails_leaves_nothing(site: Site, path: str) -> None:
 
 @pytest.mark.parametrize("path", CONSUMERS)
 def test_a_consumer_may_ask_the_database_when_its_tab_has_closed(site: Site, path: str) -> None:
-    before = site.events.count("left")
+    names = [site.new_id() for _ in range(6)]
     with site.tabs(*[path] * 6) as tabs:
-        for tab in tabs:
-            tab.ask("query")
-    assert site.events.wait_count("left", before + 6) == before + 6
+        for tab, name in zip(tabs, names, strict=True):
+            tab.ask("query", name=name)
+    happened(site, "left", names)
     site.is_whole()
 
 
@@ -134,11 +135,22 @@ def test_tasks_that_outlive_their_websocket_leave_nothing(site: Site, path: str)
 
 def outlive(site: Site, paths: list[str]) -> None:
     """Tasks that ask the database, wait until their websocket is closed, and ask it again."""
-    before = site.events.count("outlived")
+    names = [site.new_id() for _ in paths]
     with site.tabs(*paths) as tabs:
-        for number, tab in enumerate(tabs):
-            assert tab.ask("outlive", on=f"{before} {number}") == {"started": True}
-    assert site.events.wait_count("outlived", before + len(paths)) == before + len(paths)
+        for tab, name in zip(tabs, names, strict=True):
+            assert tab.ask("outlive", name=name) == {"started": True}
+    happened(site, "outlived", names)
+
+
+def happened(site: Site, event: str, names: list[str]) -> None:
+    """Wait until it did, to each of these once, and each had its answer from the database."""
+
+    def of(events: list[Event]) -> list[Event]:
+        return [event for event in events if event["name"] in names]
+
+    events = of(site.events.wait(lambda events: len(of(events)) >= len(names), event))
+    assert sorted(event["name"] for event in events) == sorted(names)
+    assert {event["users"] for event in events} == {2}
 
 
 # -- as it was ------------------------------------------------------------------------------------
