@@ -54,7 +54,7 @@ def test_one_command(pg: Postgres, appname: str, dsn: str, tmp_path: Path) -> No
 
         status = server.http.get("/lanes").json()
         assert len(status["lanes"]) <= LANES
-        assert status["waiting"] == []
+        assert all(line["seconds"] < 10 for line in status["waiting"])  # for a turn, not for ever
         open_.close()
         assert server.stop() == 0
     assert pg.wait_count(0, prefix=appname) == 0
