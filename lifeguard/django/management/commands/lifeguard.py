@@ -58,9 +58,9 @@ SELECT pid AS backend, application_name, usename AS role, state,
 COLUMNS = ("lane", "backend", "state", "for", "transaction", "command", "waits for")
 
 
-class Command(BaseCommand):  # type: ignore[misc]
+class Command(BaseCommand):
     help = "Show which lanes hold which connections of the database, and how many are left."
-    requires_system_checks = []
+    requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """What it can be asked."""
