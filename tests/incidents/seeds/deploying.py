@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -285,12 +286,9 @@ def deployed(
 @dataclass(frozen=True)
 class Answer:
     status: int
-    """0 where there was none: the connection was cut."""
+    """0 where there was no answer; then the body says why."""
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
-
-
-NONE = Answer(0)
 
 
 class Client:
@@ -314,9 +312,9 @@ class Client:
         try:
             async with asyncio.timeout(self.timeout):
                 return await self._get(path)
-        except (OSError, asyncio.IncompleteReadError, TimeoutError):
+        except (OSError, asyncio.IncompleteReadError, TimeoutError) as exc:
             await self.close()
-            return NONE
+            return Answer(0, body=repr(exc).encode())
 
     async def send(self, path: str) -> asyncio.StreamReader:
         """Only ask: a request, and where its answer will be."""
@@ -388,4 +386,10 @@ def asking(path: str) -> Job:
 
 
 def failed(answers: list[Answer]) -> int:
-    return sum(answer.status != 200 for answer in answers)
+    return failures(answers).total()
+
+
+def failures(answers: list[Answer]) -> Counter[str]:
+    """What was answered instead of a 200."""
+    bad = [answer for answer in answers if answer.status != 200]
+    return Counter(f"{answer.status}: {answer.body[:200]!r}" for answer in bad)

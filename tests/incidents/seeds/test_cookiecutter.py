@@ -28,6 +28,7 @@ from tests.incidents.seeds.deploying import (
     database,
     deployed,
     failed,
+    failures,
 )
 from tests.support.redis import redis
 
@@ -111,8 +112,8 @@ def test_seed_cookiecutter(db: Database, tmp_path: Path) -> None:
                 assert web.has_said(FULL), web.said()
                 celery.wait_until(lambda: celery.has_said(FULL))
             else:
-                assert failed(seen.many) == 0, web.said()
-                assert failed(seen.few) == 0, web.said()
+                assert failures(seen.many) == {}, web.said()
+                assert failures(seen.few) == {}, web.said()
                 assert seen.tabs == ["0"] * TABS
                 assert sent == len(orders) == 150, celery.said()
                 assert peak.connections <= WORKERS * LANES

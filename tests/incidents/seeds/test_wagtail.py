@@ -27,6 +27,7 @@ from tests.incidents.seeds.deploying import (
     database,
     deployed,
     failed,
+    failures,
 )
 from tests.support.overlay import missing_because, overlay
 
@@ -98,7 +99,7 @@ def test_seed_wagtail(granian: str, site: Database, tmp_path: Path) -> None:
                 assert failed(answers) > 0
                 assert site.wait_at_most(THREADS, timeout=2) > THREADS
             else:
-                assert failed(answers) == 0, server.said()
+                assert failures(answers) == {}, server.said()
                 # A backend leaves a moment after its client: there may be one such for each thread.
                 assert peak.connections <= 2 * THREADS
                 assert site.wait_at_most(0) == 0
@@ -111,7 +112,7 @@ def test_seed_wagtail_on_a_granian_that_closes(site: Database, tmp_path: Path) -
         with deploy(site, tmp_path, guarded=guarded) as side:
             server = side.serve(SERVER, workers=1)
             with site.watched() as peak:
-                assert failed(browse(server, 20)) == 0, server.said()
+                assert failures(browse(server, 20)) == {}, server.said()
             assert peak.connections <= 2 * THREADS
             assert site.wait_at_most(0) == 0
             assert server.ends_within(20), server.said()
@@ -137,7 +138,7 @@ def test_seed_wagtail_with_threads_that_end_when_they_are_idle(
         left = []
         for _ in range(2):
             for one in servers:
-                assert failed(browse(one, 8)) == 0, one.said()
+                assert failures(browse(one, 8)) == {}, one.said()
             for one, few in zip(servers, threads, strict=True):
                 wait_until_threads_have_ended(one, few)
             left.append((a.count(), b.wait_at_most(1)))
@@ -149,7 +150,7 @@ def test_seed_wagtail_with_threads_that_end_when_they_are_idle(
 
 
 def threads_after_one_request(server: Process) -> int:
-    assert failed(browse(server, 1, clients=1)) == 0, server.said()
+    assert failures(browse(server, 1, clients=1)) == {}, server.said()
     [worker] = server.workers()
     return worker.num_threads()
 

@@ -19,6 +19,12 @@ DATABASES = {
         OPTIONS={"pool": {"min_size": 1, "max_size": 4, "timeout": 1}},
     )
 }
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"console": {"class": "logging.StreamHandler"}},
+    "root": {"level": "WARNING", "handlers": ["console"]},
+}
 
 if GUARDED:
     INSTALLED_APPS += ["lifeguard.django"]

@@ -53,6 +53,12 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 WAGTAIL_SITE_NAME = "Seed"
 WAGTAILADMIN_BASE_URL = "http://localhost"
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"console": {"class": "logging.StreamHandler"}},
+    "root": {"level": "WARNING", "handlers": ["console"]},
+}
 
 if GUARDED:
     INSTALLED_APPS += ["lifeguard.django"]
