@@ -155,7 +155,7 @@ def test_it_shows_who_holds_what(project: Project, own_dsn: str) -> None:
     assert "shop@web-2 pid 388: 1 idle" in lines
     (row,) = (line for line in lines if str(backends["waits"]) in line and "UPDATE" in line)
     assert words(row)[:3] == ["10", str(backends["waits"]), "active"]
-    assert row.endswith(f"Lock: relation (held by backend {backends['holds']})")
+    assert row.endswith(f"Lock: relation, held by {backends['holds']}")
     assert "psql" not in text.stdout
 
     assert "\x1b[" in coloured.stdout

@@ -247,7 +247,7 @@ def _heading(worker: Row) -> str:
 def _cells(row: Row) -> tuple[str, ...]:
     waits = row["waits_for"] or ""
     if row["blocked_by"]:
-        waits += " (held by backend " + ", ".join(map(str, row["blocked_by"])) + ")"
+        waits += ", held by " + ", ".join(map(str, row["blocked_by"]))
     return (
         "-" if row["lane"] is None else str(row["lane"]),
         str(row["backend"]),
@@ -301,7 +301,8 @@ def _rich(found: Row) -> list[Any]:
             last = name == COLUMNS[-1]  # the only one that is long
             table.add_column(name, justify="right" if right else "left", no_wrap=not last)
         for row in worker["connections"]:
-            style = styles.get(row["state"] or "", "yellow")
+            blocked = bool(row["blocked_by"])
+            style = "bold red" if blocked else styles.get(row["state"] or "", "yellow")
             table.add_row(*map(Text, _cells(row)), style=style)
         parts.append(table)
     parts.extend(Text(note, style="yellow") for note in _notes(found))
