@@ -158,14 +158,19 @@ def _wraps(source: str) -> bool | None:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return None
-    called = {
-        func.attr if isinstance(func, ast.Attribute) else func.id
-        for func in (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
-        if isinstance(func, (ast.Attribute, ast.Name))
-    }
-    if "wrap" in called or ("Middleware" in called and "lifeguard" in source):
-        return True
-    return False if called & _MAKERS else None
+    makes = False
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names = {alias.name for alias in node.names}
+            of_ours = (node.module or "").partition(".")[0] == "lifeguard"
+            if of_ours and names & {"wrap", "Middleware"}:
+                return True
+        elif isinstance(node, (ast.Attribute, ast.Name)):
+            name = node.attr if isinstance(node, ast.Attribute) else node.id
+            if name == "wrap" or ast.unparse(node) == "lifeguard.asgi.Middleware":
+                return True
+            makes = makes or name in _MAKERS
+    return False if makes else None
 
 
 def _missing_wrap(apps: list[_App]) -> list[_App]:

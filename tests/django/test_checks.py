@@ -120,6 +120,21 @@ MODULES = {
         "application = Middleware(get_asgi_application())\n",
         [],
     ),
+    "renamed": (
+        HEAD
+        + "from lifeguard import wrap as guarded\napplication = guarded(get_asgi_application())\n",
+        [],
+    ),
+    "partial": (
+        HEAD + "import functools, lifeguard\nguarded = functools.partial(lifeguard.wrap)\n"
+        "application = guarded(get_asgi_application())\n",
+        [],
+    ),
+    "dotted": (
+        HEAD + "import lifeguard.asgi\n"
+        "application = lifeguard.asgi.Middleware(get_asgi_application())\n",
+        [],
+    ),
     "other_middleware": (
         HEAD + "from sentry import Middleware\napplication = Middleware(get_asgi_application())\n",
         ["W001"],
