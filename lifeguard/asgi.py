@@ -132,6 +132,7 @@ def wrap_asgi(app: ASGIApp, guard: Lifeguard, resources: list[Resource[Any]]) ->
         unit.source = None  # the scope has the unit, so the unit lets go of the scope
 
     lifeguard_asgi.lifeguard_guard = guard  # type: ignore[attr-defined]
+    lifeguard_asgi.__qualname__ = "lifeguard.wrap(<ASGI app>)"  # where a WSGI server calls it
     return lifeguard_asgi
 
 

@@ -145,6 +145,7 @@ def wrap_wsgi(app: WSGIApp, guard: Lifeguard, resources: list[Resource[Any]]) ->
         return body
 
     lifeguard_wsgi.lifeguard_guard = guard  # type: ignore[attr-defined]
+    lifeguard_wsgi.__qualname__ = "lifeguard.wrap(<WSGI app>)"  # where an ASGI server calls it
     return lifeguard_wsgi
 
 
@@ -170,16 +171,13 @@ def _whole_or_streaming(body: Any, unit: Request, environ: Environ, headers: Any
             return body
     iterator = iter(body)
     if type(iterator) in _LISTS:  # Django's HttpResponse, list subclasses: all of it is there
-        chunks = list(iterator)
-        _close(body)
-        return chunks
+        return _closed(body, list(iterator))
     if headers:
         length = _declared_length(headers)
         if length is not None and length <= WHOLE:
             chunks, complete = _read(body, iterator, length)
             if complete:
-                _close(body)
-                return chunks
+                return _closed(body, chunks)
             iterator = chain(chunks, iterator)
     guarded = _SizedBody() if kind is not _GENERATOR and hasattr(body, "__len__") else _Body()
     guarded.unit = unit
@@ -187,6 +185,16 @@ def _whole_or_streaming(body: Any, unit: Request, environ: Environ, headers: Any
     guarded.chunks = iterator
     guarded.error = None
     return guarded
+
+
+def _closed(body: Any, chunks: list[Any]) -> Any:
+    """*chunks* are all of *body*, which can be closed. What that raises comes when the server
+    closes, as it would have: the client has its response by then."""
+    try:
+        _close(body)
+    except Exception as exc:
+        return _Failed(chunks, exc)
+    return chunks
 
 
 def _declared_length(headers: Any) -> int | None:
@@ -237,6 +245,25 @@ def _close(body: object) -> None:
     close = getattr(body, "close", None)
     if close is not None:
         close()
+
+
+class _Failed:
+    """A complete body whose own ``close()`` has failed already."""
+
+    def __init__(self, chunks: list[Any], error: Exception) -> None:
+        self.chunks = chunks
+        self.error: Exception | None = error
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.chunks)
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def close(self) -> None:
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
 
 
 class _Body:

@@ -185,22 +185,26 @@ class Lane:
     def _serve(self, line: Line) -> Line | None:
         """Run the next job of *line*. Returns whose job is next in this thread."""
         if self.line_kept is not line:
-            if self.line_kept is not None:
-                self._clean()
+            self._clean()
             self.line_kept = line
         self.why = None
         future, fn, args, kwargs = line.jobs.popleft()
-        if future.set_running_or_notify_cancel():
-            self.since = now()
-            try:
-                result = fn(*args, **kwargs)
-            except BaseException as exc:
-                future.set_exception(exc)
-            else:
-                future.set_result(result)
-                del result
-        del future, fn, args, kwargs  # nothing of the app's lives on in an idle thread
-        return self._next(line)
+        if not future.set_running_or_notify_cancel():
+            return self._next(line)
+        self.since = now()
+        # The lane is free, or has its next line, before the result is out: who gets it goes on at
+        # once, and this thread has then nothing left to do but to sleep.
+        try:
+            result = fn(*args, **kwargs)
+        except BaseException as exc:
+            del fn, args, kwargs  # nothing of the app's lives on in an idle thread
+            following = self._next(line)
+            future.set_exception(exc)
+        else:
+            del fn, args, kwargs
+            following = self._next(line)
+            future.set_result(result)
+        return following
 
     def _next(self, line: Line) -> Line | None:
         care = self.lanes.care

@@ -42,7 +42,7 @@ class Entry:
         self.ident = get_ident()
         self.name = threading.current_thread().name
         self.lane = thread.lane
-        self.wrappers: dict[str, Any] = {}  # by alias
+        self.wrappers: list[Any] = []  # open ones, and some that were; more than one of an alias
         key = id(self)
         _entries[key] = weakref.ref(self, lambda _: _entries.pop(key, None))
 
@@ -51,7 +51,7 @@ class Entry:
         # dummy of a thread that is gone, and Python 3.13 complains of it at its own end.
         if is_finalizing():
             return
-        for wrapper in self.wrappers.values():
+        for wrapper in self.wrappers:
             close_for_good(wrapper)
 
 
@@ -123,7 +123,9 @@ def opened(connection: Any, guard: Lifeguard) -> None:
     entry = thread.entry
     if entry is None:
         entry = thread.entry = Entry()
-    entry.wrappers[connection.alias] = connection
+    entry.wrappers = [other for other in entry.wrappers if other.connection is not None]
+    if not any(other is connection for other in entry.wrappers):
+        entry.wrappers.append(connection)
     if not thread.lane:
         claim(connection, mark, guard)
         say_stale()
@@ -205,9 +207,17 @@ def tidy_thread() -> None:
     """The same for all connections of this thread, but for those that are held."""
     entry = thread.entry
     if entry is not None:
-        for connection in list(entry.wrappers.values()):
+        for connection in list(entry.wrappers):
             if connection.connection is not None and not holds(connection):
                 connection.close_if_unusable_or_obsolete()
+
+
+def clear_queries() -> None:
+    """Forget the log of queries (DEBUG) of this thread's connections: a request begins."""
+    entry = thread.entry
+    if entry is not None:
+        for connection in entry.wrappers:
+            connection.queries_log.clear()
 
 
 def close_for_good(connection: Any) -> None:
@@ -219,6 +229,8 @@ def close_for_good(connection: Any) -> None:
         connection.savepoint_ids = []
         connection.run_on_commit = []
         connection.needs_rollback = False
+        if connection.__dict__[_MARK].pooled and holds(connection):
+            connection.connection.rollback()  # or the pool does, and logs it: see Entry.__del__
         connection.close()
     except Exception:  # the socket may be gone already
         pass
@@ -284,7 +296,7 @@ class ConnectionCare(Care):
     def held(self) -> str | None:
         entry = thread.entry
         if entry is not None:
-            for connection in list(entry.wrappers.values()):
+            for connection in list(entry.wrappers):
                 if connection.connection is not None:
                     why = holds(connection)
                     if why is not None:
@@ -295,7 +307,7 @@ class ConnectionCare(Care):
         kept = False
         entry = thread.entry
         if entry is not None:
-            for connection in list(entry.wrappers.values()):
+            for connection in list(entry.wrappers):
                 if connection.connection is None:
                     continue
                 if connection.__dict__[_MARK].pooled:
@@ -310,7 +322,7 @@ class ConnectionCare(Care):
         entry = thread.entry
         if entry is None:
             return
-        for connection in list(entry.wrappers.values()):
+        for connection in list(entry.wrappers):
             if connection.connection is None:
                 continue
             if holds(connection) is None:
@@ -321,7 +333,7 @@ class ConnectionCare(Care):
     def end(self) -> None:
         entry = thread.entry
         if entry is not None:
-            for connection in entry.wrappers.values():
+            for connection in entry.wrappers:
                 close_for_good(connection)
 
 
@@ -332,13 +344,13 @@ def outside() -> list[dict[str, Any]]:
     """Live threads outside of lanes that have a connection, and how long it has been idle."""
     found = []
     for entry in entries():
-        for alias, connection in list(entry.wrappers.items()):
+        for connection in list(entry.wrappers):
             mark = connection.__dict__.get(_MARK)
             if connection.connection is not None and mark is not None and not entry.lane:
                 found.append(
                     {
                         "thread": entry.name,
-                        "alias": alias,
+                        "alias": connection.alias,
                         "idle": round(max(0.0, now() - mark.used), 3),
                     }
                 )
@@ -350,7 +362,7 @@ def say_stale() -> None:
     for entry in entries():
         if entry.lane or entry.ident == get_ident():
             continue
-        for alias, connection in list(entry.wrappers.items()):
+        for connection in list(entry.wrappers):
             mark = connection.__dict__.get(_MARK)
             if connection.connection is None or mark is None or mark.said:
                 continue
@@ -363,16 +375,16 @@ def say_stale() -> None:
                     "lifeguard.ThreadPoolExecutor, `with lifeguard.unit():`, or "
                     "LIFEGUARD['EXECUTORS'] = True.",
                     entry.name,
-                    alias,
+                    connection.alias,
                     age,
-                    extra={"lifeguard_thread": entry.name, "lifeguard_alias": alias},
+                    extra={"lifeguard_thread": entry.name, "lifeguard_alias": connection.alias},
                 )
 
 
 def close_all() -> None:
     """At the worker's end, its units being over: what is open in whatever thread, and the pools."""
     for entry in entries():
-        for connection in list(entry.wrappers.values()):
+        for connection in list(entry.wrappers):
             if connection.connection is None or connection.in_atomic_block:
                 continue
             if connection.allow_thread_sharing or is_active(connection):

@@ -14,8 +14,16 @@ from .._core.errors import NotOpenError
 from .._core.lanes import Lanes
 from .._core.unit import plumbing
 from .._net import application_name
+from .._wrap import Layer, hosts
 from . import _connections
-from ._requests import DjangoLayer, note_responses, on_finished, on_started, send_to_all
+from ._requests import (
+    DjangoLayer,
+    note_responses,
+    on_finished,
+    on_started,
+    send_to_all,
+    start_in_lane,
+)
 from ._settings import Options, problems, read
 
 TYPE_CHECKING = False
@@ -36,6 +44,8 @@ def guard() -> Lifeguard:
 
 def attach() -> None:
     """Do it once: Django is ready. Opens nothing; that is the worker's business."""
+    from .. import _default
+
     global _options, _lanes
     if _options is not None:
         return
@@ -50,12 +60,15 @@ def attach() -> None:
 
     _lanes = options.guard.resource(lanes_of_django)
     options.guard.layers.append(DjangoLayer(options.guard, _lanes_now))
+    if not _default.layers:
+        hosts["django"] = "wrap it with the guard that LIFEGUARD['GUARD'] names"
     connection_created.connect(_on_connection, dispatch_uid="lifeguard")
     signals.request_started.connect(on_started, dispatch_uid="lifeguard")
     signals.request_finished.connect(on_finished, dispatch_uid="lifeguard")
     note_responses()
     plumbing.update(("django", "asgiref", "psycopg", "psycopg_binary", "psycopg2", "channels"))
     send_to_all()
+    start_in_lane()
     if any("postg" in database.get("ENGINE", "") for database in settings.DATABASES.values()):
         _name_connections(options.name)
     from asgiref.sync import SyncToAsync
@@ -82,6 +95,7 @@ def _refuse_to_open(wrong: list[str]) -> None:
         raise ImproperlyConfigured(" ".join(wrong))
 
     _default.resource(django_settings)
+    _default.layers.append(Layer())  # what is missing is not the app in INSTALLED_APPS
 
 
 def _on_connection(connection: Any, **_: Any) -> None:

@@ -11,24 +11,28 @@ import os
 import socket
 import stat
 from _thread import get_ident
+from concurrent.futures import Future
 from contextvars import ContextVar
 from pathlib import Path
 
 from asgiref.sync import SyncToAsync, sync_to_async
 from django.core import signals
-from django.core.handlers.asgi import ASGIHandler
+from django.core.cache import close_caches
+from django.core.handlers.asgi import ASGIHandler, ASGIRequest
+from django.core.handlers.base import reset_urlconf
 from django.core.handlers.wsgi import WSGIHandler
+from django.db import close_old_connections, reset_queries
+from django.http.response import HttpResponseBase
 
 from .._core.lanes import Line
 from .._core.lifetime import Exit
 from .._wrap import Layer
 from ..threads import Job, run_job
-from ._connections import tidy_thread
+from ._connections import clear_queries, tidy_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from concurrent.futures import Future
     from typing import Any
 
     from .._core.lanes import Lanes
@@ -45,14 +49,38 @@ class LateJob(Job):
 class RequestLine(Line):
     """The line of one request or websocket, and of the tasks that outlive it."""
 
-    __slots__ = ("guard",)
+    __slots__ = ("finish", "first", "guard")
 
+    finish: Finish | None  # until it is over
+    first: Callable[[], None] | None  # what the first call takes along
     guard: Lifeguard
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        finish = self.finish
+        if finish is not None and finish.response is not None:
+            close = finish.quiet_close(fn)
+            if close is not None:
+                return _done(close)
         if self.is_over:
             return super().submit(run_job, self.guard, fn, args, kwargs, LateJob)
+        if self.first is not None:
+            first, self.first = self.first, None
+            return super().submit(_after, first, fn, args, kwargs)
         return super().submit(fn, *args, **kwargs)
+
+
+def _after(first: Callable[[], None], fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    first()
+    return fn(*args, **kwargs)
+
+
+def _done(call: Callable[[], Any]) -> Future[Any]:
+    future: Future[Any] = Future()
+    try:
+        future.set_result(call())
+    except Exception as exc:
+        future.set_exception(exc)
+    return future
 
 
 class Context:
@@ -104,8 +132,28 @@ class Finish(Exit):
         self._over()
         return True
 
+    def quiet_close(self, fn: Any) -> Callable[[], Any] | None:
+        """The response's ``close``, if that is what asgiref wants *fn* to call, and no trip to a
+        lane is due for it: there is nothing to close, and nobody but Django listens."""
+        try:
+            child = fn.args[-1]
+            close = child.func
+            response = close.__self__
+        except (AttributeError, IndexError):
+            return None
+        if (
+            response is self.response
+            and close.__func__ is HttpResponseBase.close
+            and not child.args
+            and all(map(_is_small, response._resource_closers))
+            and _only_django_listens(response._handler_class)
+        ):
+            return close  # type: ignore[no-any-return]
+        return None
+
     def _over(self) -> None:
         if self.line is not None:
+            self.line.finish = None
             self.line.over()
         elif request.get() is self:
             request.set(self.outer)
@@ -164,6 +212,52 @@ def on_finished(**_: Any) -> None:
     finish = request.get()
     if finish is not None:
         finish.open -= 1
+
+
+def start_in_lane() -> None:
+    """Let what Django does itself at ``request_started`` ride along with the first call in a lane.
+
+    Its receivers look after the connections of the thread that is about to be used, which took a
+    trip to that thread and back. If anybody else listens, it is sent as ever. A lane has closed
+    what is old or broken when it comes to another line, so the log of queries is all that is left.
+    """
+    signal: Any = signals.request_started
+    asend: Any = getattr(signal, "asend", None)
+    if asend is None or hasattr(asend, "lifeguard_sends"):  # Django 4.2 has none
+        return
+    quiet = {close_old_connections, reset_queries, on_started}
+
+    async def asend_in_request(sender: Any, **named: Any) -> Any:
+        finish = request.get()
+        if finish is not None and finish.line is not None and not finish.open:
+            receivers, async_receivers = signal._live_receivers(sender)
+            if not async_receivers and quiet.issuperset(receivers):
+                on_started(sender)
+                finish.line.first = clear_queries
+                return []
+        return await asend(sender, **named)
+
+    asend_in_request.lifeguard_sends = True  # type: ignore[attr-defined]
+    signal.asend = asend_in_request
+
+
+def _is_small(closer: Any) -> bool:
+    """Whether it is the request's own ``close``, without uploaded files."""
+    owner = getattr(closer, "__self__", None)
+    return type(owner) is ASGIRequest and not hasattr(owner, "_files")
+
+
+#: What Django does at ``request_finished``. Lanes look after connections themselves.
+_quiet = {close_old_connections, close_caches, reset_urlconf, on_finished}
+
+
+def _only_django_listens(sender: Any) -> bool:
+    receivers: Any = signals.request_finished._live_receivers(sender)
+    if isinstance(receivers, tuple):  # Django 5.0: sync and async ones
+        receivers, others = receivers
+        if others:
+            return False
+    return _quiet.issuperset(receivers)
 
 
 def send_to_all() -> None:
@@ -258,10 +352,11 @@ class DjangoLayer(Layer):
             unit: Unit = scope[key]
             line = RequestLine(lanes_of_worker(), unit)
             line.guard = guard
+            line.first = None
             line.made_here = lambda: is_own(scope)
             context = Context()
             executors[context] = line
-            finish = Finish(unit, line, context)
+            line.finish = finish = Finish(unit, line, context)
             unit.append(finish)
             token = sensitive.set(context)
             outer = request.set(finish)
