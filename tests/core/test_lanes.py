@@ -1,0 +1,526 @@
+"""Lanes: a few threads, many lines. Each test is a sentence about who runs where, and when.
+
+A *gate* is a job that says when it has begun and ends when it is told to: that is all the
+synchronisation there is.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, wait
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lifeguard import ClosedError
+from lifeguard._core import lanes as lanes_module
+from lifeguard._core.errors import LaneDeadlock, LaneTimeout
+from lifeguard._core.lanes import TURNS, Care, Lanes, Line
+
+SOON = 10.0  # seconds: for what must happen, on a busy machine
+
+
+class Holding(Care):
+    """A thread that holds what the test puts into ``why``, and writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.here = threading.local()
+        self.told: list[str] = []
+
+    def begin(self, number: int) -> None:
+        self.here.number = number
+        self.here.why = None
+        self.here.kept = False
+
+    def held(self) -> str | None:
+        why: str | None = self.here.why
+        return why
+
+    def rest(self) -> bool:
+        kept: bool = self.here.kept
+        return kept
+
+    def clean(self, *, force: bool = False) -> None:
+        self.told.append("clean, force" if force else "clean")
+        self.here.kept = False
+        if force:
+            self.here.why = None
+
+    def end(self) -> None:
+        self.told.append("end")
+
+
+class Gate:
+    """A job that waits."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.go = threading.Event()
+
+    def __call__(self) -> threading.Thread:
+        self.begun.set()
+        assert self.go.wait(SOON)
+        return threading.current_thread()
+
+
+def me() -> threading.Thread:
+    return threading.current_thread()
+
+
+@pytest.fixture
+def care() -> Holding:
+    return Holding()
+
+
+@pytest.fixture
+def make(care: Holding) -> Iterator[Callable[..., Lanes]]:
+    """Lanes, closed at the end of the test."""
+    made: list[Lanes] = []
+
+    def make(size: int, **options: object) -> Lanes:
+        lanes = Lanes(size, care=care, **options)  # type: ignore[arg-type]
+        made.append(lanes)
+        return lanes
+
+    yield make
+    for lanes in made:
+        lanes.__exit__(None, None, None)
+
+
+def held(care: Holding, why: str | None) -> Callable[[], threading.Thread]:
+    """A job after which its thread holds something, or nothing any more."""
+
+    def job() -> threading.Thread:
+        care.here.why = why
+        return threading.current_thread()
+
+    return job
+
+
+def test_the_jobs_of_a_line_run_in_order(make: Callable[..., Lanes]) -> None:
+    """What is submitted first is done first, one at a time, though there are more lanes."""
+    line = Line(make(4), "GET /")
+    ran: list[int] = []
+    futures = [line.submit(ran.append, i) for i in range(100)]
+    wait(futures, SOON)
+    assert ran == list(range(100))
+
+
+def test_results_and_exceptions_come_back(make: Callable[..., Lanes]) -> None:
+    """The future has what the job returned or raised, and the lane goes on after either."""
+    line = Line(make(1), "GET /")
+    assert line.submit(divmod, 7, 2).result(SOON) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        line.submit(divmod, 7, 0).result(SOON)
+    with pytest.raises(SystemExit):
+        line.submit(sys.exit, 3).result(SOON)
+    assert line.submit(int, "12", base=3).result(SOON) == 5
+
+
+def test_there_are_no_more_threads_than_lanes(make: Callable[..., Lanes]) -> None:
+    """Forty lines at once share three threads."""
+    lanes = make(3)
+    lines = [Line(lanes, f"GET /{i}") for i in range(40)]
+    futures = [line.submit(me) for line in lines for _ in range(3)]
+    assert len({future.result(SOON) for future in futures}) <= 3
+    assert len(lanes.lanes) <= 3
+
+
+def test_a_thread_is_made_when_it_is_needed(make: Callable[..., Lanes]) -> None:
+    """One request after another needs one thread, and no more are made."""
+    lanes = make(8)
+    threads = {Line(lanes, f"GET /{i}").submit(me).result(SOON) for i in range(20)}
+    assert len(threads) == 1
+    assert len(lanes.lanes) == 1
+
+
+def test_an_idle_line_has_no_lane(make: Callable[..., Lanes]) -> None:
+    """Twelve open tabs on one lane: each gets its turn, for none of them keeps the lane."""
+    lanes = make(1)
+    lines = [Line(lanes, f"GET /tab/{i}") for i in range(12)]
+    for _ in range(3):
+        for line in lines:
+            line.submit(me).result(SOON)
+    assert [lane["state"] for lane in lanes.describe()] == ["free"]
+
+
+def test_a_line_comes_back_to_its_thread(make: Callable[..., Lanes]) -> None:
+    """With lanes free, the next call of a request runs where its last one ran."""
+    lanes = make(2)
+    first, second = Line(lanes, "GET /a"), Line(lanes, "GET /b")
+    gate = Gate()
+    waiting = second.submit(gate)
+    assert gate.begun.wait(SOON)
+    home = first.submit(me).result(SOON)
+    gate.go.set()
+    assert waiting.result(SOON) is not home
+    for _ in range(5):
+        assert first.submit(me).result(SOON) is home
+        assert second.submit(me).result(SOON) is not home
+
+
+def test_a_line_that_holds_something_keeps_its_lane(
+    make: Callable[..., Lanes], care: Holding
+) -> None:
+    """An open transaction keeps its thread between two calls; whoever comes meanwhile waits."""
+    lanes = make(1)
+    holder, other = Line(lanes, "POST /a"), Line(lanes, "GET /b")
+    home = holder.submit(held(care, "a transaction is open")).result(SOON)
+    future = other.submit(me)
+    assert lanes.describe()[0]["state"] == "held"
+    assert lanes.describe()[0]["why"] == "a transaction is open"
+    assert [waiting["by"] for waiting in lanes.waiting()] == ["GET /b"]
+    assert holder.submit(me).result(SOON) is home
+    assert not future.done()
+    assert holder.submit(held(care, None)).result(SOON) is home
+    assert future.result(SOON) is home
+    assert care.told.count("clean") >= 1  # between the two
+
+
+def test_who_waits_is_served_in_turn(make: Callable[..., Lanes]) -> None:
+    """Lines that have not run yet get the lane in the order in which they came."""
+    lanes = make(1)
+    gate = Gate()
+    first = Line(lanes, "GET /first").submit(gate)
+    assert gate.begun.wait(SOON)
+    ran: list[int] = []
+    futures = [Line(lanes, f"GET /{i}").submit(ran.append, i) for i in range(10)]
+    gate.go.set()
+    wait([first, *futures], SOON)
+    assert ran == list(range(10))
+
+
+def test_what_was_begun_goes_on_first_but_not_for_ever(make: Callable[..., Lanes]) -> None:
+    """A line with much to do is served before a new one, and the new one after its turns."""
+    lanes = make(1)
+    busy = Line(lanes, "GET /busy")
+    gate = Gate()
+    ran: list[str] = []
+    futures: list[Future[object]] = [busy.submit(gate)]
+    assert gate.begun.wait(SOON)
+    futures += [busy.submit(ran.append, "busy") for _ in range(50)]
+    futures.append(Line(lanes, "GET /new").submit(ran.append, "new"))
+    gate.go.set()
+    wait(futures, SOON)
+    assert ran.index("new") == TURNS
+    assert len(ran) == 51
+
+
+def test_a_free_lane_takes_who_waits_for_a_busy_one(make: Callable[..., Lanes]) -> None:
+    """A line prefers the thread it knows, and does not wait for it when another one is free."""
+    lanes = make(2)
+    line = Line(lanes, "GET /a")
+    home = line.submit(me).result(SOON)
+    blocks, other = Gate(), Gate()
+    futures: list[Future[object]] = [Line(lanes, "GET /slow").submit(blocks)]  # takes its thread
+    assert blocks.begun.wait(SOON)
+    futures.append(Line(lanes, "GET /quick").submit(other))  # and this one the second
+    assert other.begun.wait(SOON)
+    future = line.submit(me)
+    assert not future.done()
+    other.go.set()
+    assert future.result(SOON) is not home
+    blocks.go.set()
+    wait(futures, SOON)
+
+
+def test_a_job_that_was_cancelled_while_it_waited_does_not_run(
+    make: Callable[..., Lanes],
+) -> None:
+    """A client that leaves while its request waits costs nothing, and loses no lane."""
+    lanes = make(1)
+    gate = Gate()
+    first = Line(lanes, "GET /slow").submit(gate)
+    assert gate.begun.wait(SOON)
+    ran: list[str] = []
+    line = Line(lanes, "GET /left")
+    left = line.submit(ran.append, "left")
+    assert left.cancel()
+    gate.go.set()
+    first.result(SOON)
+    assert line.submit(ran.append, "next").result(SOON) is None
+    with pytest.raises(CancelledError):
+        left.result(SOON)
+    assert ran == ["next"]
+
+
+def test_waiting_is_bounded_and_says_who_has_the_lanes(
+    make: Callable[..., Lanes], care: Holding
+) -> None:
+    """After the timeout the error names each lane: who, why, since when, and where in the code."""
+    lanes = make(2, timeout=0.2, setting="LIFEGUARD['LANES']")
+    holder = Line(lanes, "POST /order")
+    holder.submit(held(care, "a transaction is open")).result(SOON)
+    gate = Gate()
+    busy = Line(lanes, "GET /report").submit(gate)
+    assert gate.begun.wait(SOON)
+    with pytest.raises(LaneTimeout) as caught:
+        Line(lanes, "GET /late").submit(me).result(SOON)
+    gate.go.set()
+    busy.result(SOON)
+    said = str(caught.value)
+    assert said.startswith("GET /late waited for a lane for 0.")
+    assert "lane 1: held for" in said and "by POST /order: a transaction is open" in said
+    assert "lane 2: busy for" in said and "by GET /report, at " in said
+    assert "test_lanes.py" in said  # where it is
+    assert "Raise LIFEGUARD['LANES'] (now 2)" in said
+    holder.submit(held(care, None)).result(SOON)
+
+
+def test_a_line_that_was_given_up_can_wait_again(make: Callable[..., Lanes]) -> None:
+    """The error page of the request that waited in vain waits anew."""
+    lanes = make(1, timeout=0.2)
+    gate = Gate()
+    busy = Line(lanes, "GET /slow").submit(gate)
+    assert gate.begun.wait(SOON)
+    line = Line(lanes, "GET /late")
+    with pytest.raises(LaneTimeout):
+        line.submit(me).result(SOON)
+    again = line.submit(me)
+    gate.go.set()
+    assert again.result(SOON)
+    busy.result(SOON)
+
+
+def test_lanes_that_wait_for_each_other_are_told(make: Callable[..., Lanes]) -> None:
+    """Two views ask their own server for a page each: one is given up at once, with the reason."""
+    lanes = make(2, timeout=60)
+    inner: list[Future[object]] = []
+    begun = threading.Barrier(2)
+
+    def view(path: str) -> object:
+        begun.wait(SOON)
+        line = Line(lanes, path)
+        line.made_here = lambda: True
+        inner.append(line.submit(me))
+        return inner[-1].exception(SOON) or "200"
+
+    outer = [Line(lanes, f"GET /{i}").submit(view, f"GET /inner/{i}") for i in range(2)]
+    results = [future.result(2 * SOON) for future in outer]
+    assert sorted(map(type, results), key=str) == sorted([LaneDeadlock, str], key=str)
+    (given_up,) = [result for result in results if isinstance(result, LaneDeadlock)]
+    assert "a request of this very process for each of the 2 lanes" in str(given_up)
+    assert "Call the function instead of your own URL" in str(given_up)
+
+
+def test_one_request_to_the_own_server_is_no_deadlock(make: Callable[..., Lanes]) -> None:
+    """With a lane left, a view may ask its own server."""
+    lanes = make(2, timeout=60)
+
+    def view() -> object:
+        line = Line(lanes, "GET /inner")
+        line.made_here = lambda: True
+        return line.submit(str, "inner").result(SOON)
+
+    assert Line(lanes, "GET /outer").submit(view).result(SOON) == "inner"
+
+
+def test_what_is_kept_is_cleaned_a_moment_later(
+    make: Callable[..., Lanes], care: Holding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that its line may come back for is closed when it does not."""
+    monkeypatch.setattr(lanes_module, "PARKED", 0.05)
+    lanes = make(1)
+    line = Line(lanes, "GET /")
+
+    def keep() -> None:
+        care.here.kept = True
+
+    before = care.told.count("clean")
+    line.submit(keep).result(SOON)
+    eventually(lambda: care.told.count("clean") > before + 1)
+    assert not lanes.lanes[0].keeps
+
+
+def test_what_is_kept_is_cleaned_when_the_line_is_over(
+    make: Callable[..., Lanes], care: Holding
+) -> None:
+    """The end of a request does not wait for that moment."""
+    lanes = make(1)
+    line = Line(lanes, "GET /")
+
+    def keep() -> None:
+        care.here.kept = True
+
+    line.submit(keep).result(SOON)
+    cleaned = care.told.count("clean")
+    line.over()
+    eventually(lambda: care.told.count("clean") > cleaned)
+
+
+def test_a_line_that_is_over_cannot_hold_a_lane_for_ever(
+    make: Callable[..., Lanes], care: Holding, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A transaction that a request has left open is rolled back, said, and the lane is free."""
+    lanes = make(1, patience=0.1)
+    line = Line(lanes, "POST /left-open")
+    line.submit(held(care, "a transaction is open")).result(SOON)
+    line.over()
+    assert Line(lanes, "GET /next").submit(me).result(SOON)
+    assert "clean, force" in care.told
+    assert "POST /left-open, which is over: a transaction is open" in caplog.text
+
+
+def test_a_line_that_is_over_still_runs_what_it_is_given(make: Callable[..., Lanes]) -> None:
+    """A task that outlives its request gets to the lanes by the request's line."""
+    line = Line(make(1), "GET /")
+    line.over()
+    assert line.submit(str, "late").result(SOON) == "late"
+    assert line.name == "GET /"
+
+
+def test_closing_runs_what_has_begun_and_refuses_the_rest(
+    make: Callable[..., Lanes], care: Holding
+) -> None:
+    """At the worker's end: what runs ends, what waits is told why not, and threads are gone."""
+    lanes = make(1)
+    gate = Gate()
+    line = Line(lanes, "GET /slow")
+    running, queued = line.submit(gate), line.submit(str, "queued")
+    assert gate.begun.wait(SOON)
+    waiting = Line(lanes, "GET /waits").submit(me)
+    closer = threading.Thread(target=lanes.__exit__, args=(None, None, None))
+    closer.start()
+    with pytest.raises(ClosedError, match="GET /waits waited for a lane"):
+        waiting.result(SOON)
+    gate.go.set()
+    closer.join(SOON)
+    assert running.result(SOON) and queued.result(SOON) == "queued"
+    assert care.told[-1] == "end"
+    eventually(lambda: not lanes.lanes[0].thread.is_alive())
+    with pytest.raises(ClosedError, match="GET /after has work for a lane"):
+        Line(lanes, "GET /after").submit(me).result(SOON)
+
+
+def test_an_idle_lane_keeps_nothing_alive(make: Callable[..., Lanes]) -> None:
+    """Arguments and results are the request's: a thread that sleeps has no hold of them."""
+
+    class Thing:
+        pass
+
+    line = Line(make(1), "GET /")
+    thing = Thing()
+    ref = weakref.ref(thing)
+    result: Future[object] = line.submit(lambda given: given, thing)
+    assert result.result(SOON) is thing
+    del thing, result
+    line.submit(me).result(SOON)  # the thread has left the job before
+    gc.collect()
+    assert ref() is None
+
+
+def test_lines_are_forgotten_with_their_last_reference(make: Callable[..., Lanes]) -> None:
+    """Nothing grows with the number of requests: a lane remembers the last one, and no more."""
+    lanes = make(2)
+    refs = []
+    for i in range(50):
+        line = Line(lanes, f"GET /{i}")
+        line.submit(me).result(SOON)
+        line.over()
+        refs.append(weakref.ref(line))
+    del line
+    gc.collect()
+    assert sum(ref() is not None for ref in refs) <= 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_is_refused_instead_of_waiting(make: Callable[..., Lanes]) -> None:
+    """The threads are the parent's: work for them in a child fails at once."""
+    lanes = make(1)
+    Line(lanes, "GET /").submit(me).result(SOON)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            Line(lanes, "GET /child").submit(me).result(SOON)
+        except ClosedError:
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert Line(lanes, "GET /").submit(str, "parent").result(SOON) == "parent"
+
+
+def test_there_has_to_be_a_lane() -> None:
+    """None at all would mean to wait for ever, and the message names the setting."""
+    with pytest.raises(ValueError, match=r"LIFEGUARD\['LANES'\] must be 1 or more, not 0"):
+        Lanes(0, setting="LIFEGUARD['LANES']")
+
+
+jobs = st.lists(
+    st.tuples(st.integers(0, 5), st.sampled_from(["plain", "hold", "let go", "raise", "keep"])),
+    max_size=60,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(size=st.integers(1, 3), plan=jobs)
+def test_whatever_comes_each_job_runs_once_in_order_and_in_its_thread(
+    size: int, plan: list[tuple[int, str]]
+) -> None:
+    """Any mix of lines that hold, let go, raise and keep: the model is a list per line."""
+    care = Holding()
+    lock = threading.Lock()
+    running: set[int] = set()
+    ran: dict[int, list[int]] = {}
+    homes: dict[int, threading.Thread] = {}  # of lines that hold something
+    wrong: list[str] = []
+
+    def job(line: int, number: int, what: str) -> None:
+        with lock:
+            if line in running:
+                wrong.append(f"two jobs of line {line} at once")
+            running.add(line)
+            home = homes.get(line)
+            if home is not None and home is not threading.current_thread():
+                wrong.append(f"line {line} was moved although it held something")
+            if care.here.why is not None and care.here.why != line:
+                wrong.append(f"line {line} found what line {care.here.why} holds")
+            ran.setdefault(line, []).append(number)
+            if what == "hold":
+                care.here.why = line
+                homes[line] = threading.current_thread()
+            elif what == "let go" and care.here.why == line:
+                care.here.why = None
+                homes.pop(line, None)
+            elif what == "keep":
+                care.here.kept = True
+            running.discard(line)
+        if what == "raise":
+            raise ValueError(number)
+
+    lanes = Lanes(size, care=care, patience=0.05, timeout=SOON)
+    lines = {i: Line(lanes, f"line {i}") for i in range(6)}
+    # Every line lets go in the end, or those that wait would be in the right to wait.
+    whole = [*plan, *((i, "let go") for i in range(6))]
+    held_by: set[int] = set()
+    futures = []
+    for number, (line, wanted) in enumerate(whole):
+        what = wanted
+        if what == "hold" and len(held_by | {line}) > size - 1:
+            what = "plain"  # one lane stays, so that everybody gets through
+        elif what == "hold":
+            held_by.add(line)
+        futures.append(lines[line].submit(job, line, number, what))
+    _, not_done = wait(futures, 2 * SOON)
+    lanes.__exit__(None, None, None)
+    assert not not_done
+    assert wrong == []
+    for line in lines:
+        assert ran.get(line, []) == [i for i, (owner, _) in enumerate(whole) if owner == line]
+    assert len(lanes.lanes) <= size
+
+
+def eventually(true: Callable[[], bool]) -> None:
+    pause = threading.Event()
+    for _ in range(int(SOON / 0.01)):
+        if true():
+            return
+        pause.wait(0.01)
+    raise AssertionError("it did not come true in time")
