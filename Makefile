@@ -23,7 +23,7 @@ locked = --universal --python-version 3.11 --generate-hashes --quiet $(if $(UPGR
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-highest has-highest servers matrix matrix-highest storm lint format types bench all lock clean
+.PHONY: help setup demo test test-highest has-highest servers django django-highest matrix matrix-highest storm lint format types bench all lock clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,13 @@ has-highest:
 
 servers: $(ready) ## End requests in every way, on every supported server.
 	$(bin)/python -m pytest -m servers tests/servers $(ARGS)
+
+django: $(ready) ## Lose connections in every way Django knows, on every server, and see them kept.
+	$(bin)/python -m pytest -m django tests/django $(ARGS)
+
+django-highest: ## The same with the highest supported Python (3.13), beside the usual one.
+	@$(MAKE) --silent has-highest >&2 || { echo "Python 3.13 is not on this machine."; exit 1; }
+	$(MAKE) django VENV=.venv-3.13 PYTHON=$(highest)
 
 matrix: $(ready) ## End workers in every way, on every supported server (ARGS="--help").
 	$(bin)/python -m tests.matrix $(ARGS)
@@ -71,7 +78,7 @@ types: $(ready) ## Check types: mypy and pyright, both strict.
 bench: $(ready) ## Measure the price of lifeguard beside its peers.
 	$(bin)/python -m bench $(ARGS)
 
-all: test lint types servers ## All checks that a change has to pass.
+all: test lint types servers django ## All checks that a change has to pass.
 
 $(ready): requirements/dev.txt pyproject.toml
 	@set -e; \
