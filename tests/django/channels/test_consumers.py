@@ -17,7 +17,6 @@ from tests.support.eventlog import Event
 
 CONSUMERS = ["sync", "async", "own-context"]
 TABS = 30
-CROWD = 1000
 
 
 # -- without lifeguard ----------------------------------------------------------------------------
@@ -94,11 +93,12 @@ def test_open_tabs_hold_nothing(site: Site, path: str) -> None:
 
 
 def test_a_thousand_open_websockets_hold_nothing(site: Site) -> None:
-    """Each of them has asked the database once."""
+    """Each of them has asked the database once. (A hundred, but for one site: it takes a while.)"""
+    number = 1000 if (site.row.name, site.keeps) == ("uvicorn", "nothing") else 100
 
     async def main() -> int:
-        async with site.crowd(CROWD, "anonymous") as answers:
-            assert answers == [{"users": 2, "user": ""}] * CROWD
+        async with site.crowd(number, "anonymous") as answers:
+            assert answers == [{"users": 2, "user": ""}] * number
             return await asyncio.to_thread(site.left)
 
     assert asyncio.run(main()) <= site.allowed()
