@@ -130,7 +130,10 @@ class Guard:
             db.get()
         """
         check_definition(source)
-        resource: Resource[Any] = Resource(source, guard=self)
+        return self.define(Resource(source, guard=self))
+
+    def define(self, resource: Resource[T]) -> Resource[T]:
+        """Open *resource* in every worker from now on, after those that were defined before."""
         self._defined.append(resource)
         fork.watch(self)
         return resource

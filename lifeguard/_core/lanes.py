@@ -34,7 +34,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
-    from typing import Any, Protocol, Self, TypeAlias
+    from typing import Any, Protocol, TypeAlias
 
     Job: TypeAlias = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
@@ -210,6 +210,13 @@ class Lane:
         care = self.lanes.care
         try:
             why = care.held()
+            if why is not None and line.is_over and self._is_patient_no_more():
+                _log(
+                    f"lane {self.number} was held for {line.name}, which is over: {why}. It is "
+                    "rolled back and closed"
+                )
+                self._clean(force=True)
+                why = None
             if not line.jobs and why is None:
                 self.keeps = care.rest()
                 if self.keeps and line.is_over:
@@ -228,19 +235,10 @@ class Lane:
         if self.why is None:
             self._clean()
             return None
-        why = self.lanes.care.held()
-        if why is not None and line.is_over and now() - self.since > self.lanes.patience:
-            _log(
-                f"lane {self.number} was held for {line.name}, which is over: {why}. It is "
-                "rolled back and closed"
-            )
-            self._clean(force=True)
-            why = None
-        if why is None:
-            self.keeps = self.lanes.care.rest()
-            if self.keeps and line.is_over:
-                self._clean()
-        return self.lanes._next(self, line, why)
+        return self._next(line)
+
+    def _is_patient_no_more(self) -> bool:
+        return self.why is not None and now() - self.since > self.lanes.patience
 
     def _clean(self, *, force: bool = False) -> None:
         self.line_kept = None
@@ -271,8 +269,7 @@ class Lanes:
     """At most *size* threads, made when they are needed. See the module's docstring.
 
     *timeout* is how long work may wait for one, in seconds; *patience* how long something that
-    is over may hold one; *grace* how long closing may take. *setting* is what a person changes to
-    have more of them.
+    is over may hold one. *setting* is what a person changes to have more of them.
     """
 
     def __init__(
@@ -281,7 +278,6 @@ class Lanes:
         *,
         timeout: float = 30.0,
         patience: float = 10.0,
-        grace: float = 10.0,
         care: Care | None = None,
         setting: str = "size",
     ) -> None:
@@ -290,7 +286,6 @@ class Lanes:
         self.size = size
         self.timeout = timeout
         self.patience = patience
-        self.grace = grace
         self.care = care or Care()
         self.setting = setting
         self.lanes: list[Lane] = []
@@ -313,22 +308,19 @@ class Lanes:
             {"by": line.name, "seconds": round(max(0.0, now() - line.since), 3)} for line in lines
         ]
 
-    def __enter__(self) -> Self:
-        return self
+    def close(self, seconds: float) -> None:
+        """Take no more work, and wait for the threads to end, for so long."""
+        until = now() + seconds
+        for ended in self._stop():
+            ended.wait(max(0.0, until - now()))
 
-    def __exit__(self, *exc: object) -> None:
-        for latch in self._stop():
-            latch.wait(self.grace)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        for latch in self._stop():
-            await latch.wait_async()
+    async def aclose(self) -> None:
+        """The same where there is an event loop, which the last jobs may need."""
+        for ended in self._stop():
+            await ended.wait_async()
 
     def _stop(self) -> list[Latch]:
-        """Take no more work. Lanes end when they have run what is queued."""
+        """Lanes end when they have run what is queued on the lines that they have."""
         with self._lock:
             self._closed = True
             lines = self._all_waiting()
@@ -388,8 +380,8 @@ class Lanes:
                     return free.pop(i)
         if len(self.lanes) < self.size:
             lane = Lane(self, len(self.lanes) + 1)
-            self.lanes.append(lane)
             lane.thread.start()
+            self.lanes.append(lane)
             return lane
         return free.pop() if free else None
 

@@ -275,13 +275,16 @@ def is_active(connection: Any) -> bool:
 
 def _session(raw: Any) -> str | None:
     """Ask PostgreSQL what this session has beyond transactions. Only where there was a hint."""
-    with raw.cursor() as cursor:
-        cursor.execute(
-            "SELECT (SELECT count(*) FROM pg_catalog.pg_locks WHERE locktype = 'advisory'"
-            " AND pid = pg_catalog.pg_backend_pid()),"
-            " (SELECT count(*) FROM pg_catalog.pg_listening_channels())"
-        )
-        locks, channels = cursor.fetchone()
+    try:
+        with raw.cursor() as cursor:
+            cursor.execute(
+                "SELECT (SELECT count(*) FROM pg_catalog.pg_locks WHERE locktype = 'advisory'"
+                " AND pid = pg_catalog.pg_backend_pid()),"
+                " (SELECT count(*) FROM pg_catalog.pg_listening_channels())"
+            )
+            locks, channels = cursor.fetchone()
+    except Exception:  # the connection is broken, and what it had is gone
+        return None
     if locks:
         return "an advisory lock is held"
     return "it listens to notifications (LISTEN)" if channels else None

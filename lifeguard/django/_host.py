@@ -12,6 +12,8 @@ from django.db.backends.signals import connection_created
 
 from .._core.errors import NotOpenError
 from .._core.lanes import Lanes
+from .._core.lifetime import Exit
+from .._core.resource import Resource
 from .._core.unit import plumbing
 from .._net import application_name
 from .._wrap import Layer, hosts
@@ -55,10 +57,7 @@ def attach() -> None:
         return
     _options = options = read(settings)
 
-    def lanes_of_django() -> _Open:
-        return _Open(options)
-
-    _lanes = options.guard.resource(lanes_of_django)
+    _lanes = options.guard.define(LanesResource(options))
     options.guard.layers.append(DjangoLayer(options.guard, _lanes_now))
     if not _default.layers:
         hosts["django"] = "wrap it with the guard that LIFEGUARD['GUARD'] names"
@@ -102,34 +101,62 @@ def _on_connection(connection: Any, **_: Any) -> None:
     _connections.opened(connection, guard())
 
 
-class _Open:
+class LanesResource(Resource[Lanes]):
     """The worker's part: its lanes, and at its end every connection that Django still has."""
 
+    __slots__ = ("options",)
+
     def __init__(self, options: Options) -> None:
-        self.lanes = Lanes(
+        super().__init__(
+            attach, guard=options.guard, name="lanes of Django", made="lifeguard.django"
+        )
+        self.options = options
+
+    @property
+    def awaits(self) -> bool:
+        return False  # it opens anywhere
+
+    def open(self, awaits: bool) -> tuple[Lanes, Exit]:
+        options = self.options
+        lanes = Lanes(
             options.lanes,
             timeout=options.lane_timeout,
             patience=options.guard.grace,
-            grace=options.guard.grace,
             care=_connections.ConnectionCare(),
             setting="LIFEGUARD['LANES']",
         )
+        return lanes, _Close(lanes, options.guard.grace, awaits)
 
-    def __enter__(self) -> Lanes:
-        return self.lanes.__enter__()
 
-    def __exit__(self, *exc: object) -> None:
-        self.lanes.__exit__(*exc)
+class _Close(Exit):
+    """Ends the lanes, in the loop if there is one: their last jobs may need it."""
+
+    __slots__ = ("awaits", "grace", "lanes")
+
+    def __init__(self, lanes: Lanes, grace: float, awaits: bool) -> None:
+        self.lanes = lanes
+        self.grace = grace
+        self.awaits = awaits
+
+    def run(self, awaits: bool) -> object:
+        if awaits:
+            return self._aclose()
+        self.lanes.close(self.grace)
         _connections.close_all()
+        return None
 
-    async def __aenter__(self) -> Lanes:
-        return await self.lanes.__aenter__()
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.lanes.__aexit__(*exc)
+    async def _aclose(self) -> None:
         import anyio
 
-        await anyio.to_thread.run_sync(_connections.close_all)
+        try:
+            await self.lanes.aclose()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(_connections.close_all)
+
+    def abandon(self) -> bool:
+        self.run(awaits=False)
+        return True
 
 
 def _lanes_now() -> Lanes:

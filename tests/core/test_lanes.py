@@ -90,7 +90,7 @@ def make(care: Holding) -> Iterator[Callable[..., Lanes]]:
 
     yield make
     for lanes in made:
-        lanes.__exit__(None, None, None)
+        lanes.close(SOON)
 
 
 def held(care: Holding, why: str | None) -> Callable[[], threading.Thread]:
@@ -385,7 +385,7 @@ def test_closing_runs_what_has_begun_and_refuses_the_rest(
     running, queued = line.submit(gate), line.submit(str, "queued")
     assert gate.begun.wait(SOON)
     waiting = Line(lanes, "GET /waits").submit(me)
-    closer = threading.Thread(target=lanes.__exit__, args=(None, None, None))
+    closer = threading.Thread(target=lanes.close, args=(SOON,))
     closer.start()
     with pytest.raises(ClosedError, match="GET /waits waited for a lane"):
         waiting.result(SOON)
@@ -509,7 +509,7 @@ def test_whatever_comes_each_job_runs_once_in_order_and_in_its_thread(
             held_by.add(line)
         futures.append(lines[line].submit(job, line, number, what))
     _, not_done = wait(futures, 2 * SOON)
-    lanes.__exit__(None, None, None)
+    lanes.close(SOON)
     assert not not_done
     assert wrong == []
     for line in lines:
