@@ -13,7 +13,9 @@ from typing import Any
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 import lifeguard
+from lifeguard.testing import Postgres
 from tests.incidents.driving import leaks_are_reported
+from tests.incidents.serving import Sides
 
 SIZE = 2
 
@@ -94,3 +96,16 @@ def get(app: App) -> bytes:
                 close()
     except PoolTimeout as exc:
         return type(exc).__name__.encode()
+
+
+def test_incident_B10_in_django(sides: Sides, pg: Postgres, appname: str) -> None:
+    """The same for Django: bare, the connection of a report that was sent completely stays open.
+
+    Guarded, ``request_finished`` is sent, and the connection is closed.
+    """
+    bare, guarded = sides.serve("gunicorn", "b10")
+
+    for side in (bare, guarded):
+        assert side.get("/").text == "123"
+    assert pg.wait_count(0, application_name=f"{appname}guarded") == 0
+    assert pg.count(f"{appname}bare") == 1
