@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+
 from django.core.asgi import get_asgi_application
 from django.http import HttpResponse
 from django.urls import path
 
 from tests.incidents.apps.django_site import configure, make_app
 
+gc.disable()  # or chance would close some of what is left behind
 configure(__name__, CONN_MAX_AGE=60)
 
 from django.db import connection  # noqa: E402
