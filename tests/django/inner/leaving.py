@@ -10,7 +10,6 @@ from django.test import TransactionTestCase
 
 import lifeguard
 
-
 gc.disable()  # of a quiet process, practically
 
 
