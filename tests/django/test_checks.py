@@ -544,23 +544,17 @@ def test_atomic_requests_with_streams_and_async_views(views: Project) -> None:
     )
 
 
-def test_what_the_findings_about_atomic_requests_say_is_true(
+def test_what_the_findings_about_databases_say_is_true(
     views: Project, dsn: str, pg: Postgres, appname: str
 ) -> None:
-    """On a real PostgreSQL: what a failing stream wrote stays, and an async view is a 500."""
+    """On a real PostgreSQL: what a failing stream wrote stays, an async view is a 500, and a pool
+    beside CONN_MAX_AGE is refused.
+    """
     table = "c" + re.sub(r"\W", "", appname)
-    views.set(
-        ALLOWED_HOSTS=["*"],
-        DATABASES={
-            "default": {
-                **database(dsn, ATOMIC_REQUESTS=True),
-                "OPTIONS": {
-                    "application_name": appname,
-                    "options": f"-c search_path={table}",
-                },
-            }
-        },
-    )
+    options = {"application_name": appname, "options": f"-c search_path={table}"}
+    default = {**database(dsn, ATOMIC_REQUESTS=True), "OPTIONS": options}
+    both = database(dsn, CONN_MAX_AGE=60, OPTIONS=POOL)
+    views.set(ALLOWED_HOSTS=["*"], DATABASES={"default": default, "both": both})
     with pg.connect() as admin:
         admin.execute(f"CREATE SCHEMA {table}")
         try:
@@ -569,7 +563,8 @@ def test_what_the_findings_about_atomic_requests_say_is_true(
 from django.core.management import call_command
 from django.test import Client, override_settings
 from django.contrib.sessions.models import Session
-from django.db import connection
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connection, connections
 
 call_command("migrate", "sessions", verbosity=0)
 with override_settings(ROOT_URLCONF="urls_leaves_half"):
@@ -583,6 +578,10 @@ with override_settings(ROOT_URLCONF="urls_waits_AsyncView_apart_async_listing"):
     for name in ("waits", "apart_async"):
         print(name, Client(raise_request_exception=False).get(f"/inner/{name}").status_code)
 connection.close()
+try:
+    connections["both"].ensure_connection()
+except ImproperlyConfigured as exc:
+    print("both:", exc)
 """
             )
         finally:
@@ -593,6 +592,7 @@ connection.close()
         "left: 1",
         "waits 500",
         "apart_async 200",
+        "both: Pooling doesn't support persistent connections.",
     ]
 
 
