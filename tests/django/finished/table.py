@@ -87,3 +87,24 @@ WSGI = {
     "stream read and closed in another thread": _answer,
     "a middleware does not pass close() on": _lost_response,
 }
+
+HANDLER = (
+    "an_answer_is_complete",
+    "headers_that_repeat_are_joined",
+    "a_body_arrives_in_pieces",
+    "a_body_larger_than_memory_arrives",
+    "a_body_is_closed_whether_it_was_read_or_not",
+    "another_type_of_connection_is_refused",
+    "a_file_is_sent_and_closed",
+    "a_stream_arrives_as_it_is_made",
+    "a_stream_ends_when_its_client_leaves",
+    "nothing_happens_without_a_body",
+    "a_view_is_cancelled_when_its_client_leaves",
+    "a_view_may_clean_up_after_a_disconnect",
+    "a_request_has_one_thread",
+    "requests_run_beside_each_other",
+    "more_requests_than_lanes_are_all_answered",
+    "context_variables_cross_over",
+    "bridges_and_transactions_keep_their_connection",
+)
+"""What is asked of Django's handler in ``handler.py``."""
