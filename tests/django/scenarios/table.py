@@ -115,6 +115,20 @@ def open_tabs(site: Site) -> None:
     raise AssertionError(f"beside open tabs, requests took {ratio:.1f} x as long")
 
 
+@row("+")
+def server_side_cursors(site: Site) -> None:
+    """More of them at once than there are lanes, and each stays with its connection."""
+    answers = site.ask_all(["cursor"] * 3 * LANES, at_once=3 * LANES)
+    assert statuses(answers) == {200}
+    assert len({answer.body for answer in answers}) == 1 and int(answers[0].body) >= 3
+
+
+@row("+")
+def transactions_across_calls(site: Site) -> None:
+    answers = site.ask_all(["transactions"] * 3 * LANES, at_once=3 * LANES)
+    assert answers == [Answer(200, "1")] * 3 * LANES
+
+
 @row("7a")
 def exceptions(site: Site) -> None:
     paths = ["raises", "araises", "middleware-raises", "async-middleware-raises"] * 3

@@ -17,6 +17,8 @@ urlpatterns = [
     path("astream", views.astream),
     path("astream-raises", views.astream_raises),
     path("events", views.events),
+    path("cursor", views.cursor),
+    path("transactions", views.transactions),
     path("raises", views.raises),
     path("araises", views.araises),
     path("middleware-raises", views.plain),

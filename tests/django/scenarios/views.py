@@ -154,6 +154,40 @@ async def events(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(chunks(), content_type="text/event-stream")
 
 
+# -- what belongs together ------------------------------------------------------------------------
+
+
+async def cursor(request: HttpRequest) -> HttpResponse:
+    """A server-side cursor, and the loop is left to others between its rows."""
+    from tests.django.scenarios.models import Database
+
+    names = []
+    async for row in Database.objects.order_by("datname").aiterator(chunk_size=1):
+        names.append(row.datname)
+        await asyncio.sleep(0.01)
+    return HttpResponse(str(len(names)))
+
+
+async def transactions(request: HttpRequest) -> HttpResponse:
+    """A transaction across several calls: all of them must be in it."""
+    block = transaction.atomic()
+    await sync_to_async(block.__enter__)()
+    seen = set()
+    try:
+        for _ in range(3):
+            seen.add(await sync_to_async(backend)())
+            await asyncio.sleep(0.01)
+    finally:
+        await sync_to_async(block.__exit__)(None, None, None)
+    return HttpResponse(str(len(seen)))
+
+
+def backend() -> tuple[int, str]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid(), txid_current()::text")
+        return tuple(cursor.fetchone())
+
+
 # -- errors ---------------------------------------------------------------------------------------
 
 
