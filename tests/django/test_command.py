@@ -111,6 +111,13 @@ def lanes(dsn: str) -> Iterator[dict[str, int]]:
         holds.execute("ROLLBACK")
 
 
+def shape(found: Any) -> Any:
+    """The keys of an object, and of what is in it."""
+    if isinstance(found, list) and found and isinstance(found[0], dict):
+        return [shape(found[0])]
+    return {key: shape(value) for key, value in found.items()} if isinstance(found, dict) else None
+
+
 def words(line: str) -> list[str]:
     return line.split()
 
@@ -134,6 +141,9 @@ def test_it_shows_who_holds_what(project: Project, own_dsn: str) -> None:
     assert counts["free"] == (
         counts["max_connections"] - counts["reserved"] - counts["lifeguard"] - counts["others"]
     )
+    page = (ROOT / "docs" / "checks" / "command.md").read_text()
+    documented = json.loads(page.partition("```json")[2].partition("```")[0])
+    assert shape(found) == shape(documented)
     first, second = found["workers"]
     assert (first["name"], first["host"], first["pid"]) == ("shop", "web-1", 4711)
     assert (second["name"], second["host"], second["pid"]) == ("shop", "web-2", 388)

@@ -172,9 +172,9 @@ def _sorted_out(alias: str, limits: Row, rows: list[dict[str, Any]]) -> dict[str
             hidden += 1
         if not found:
             continue
-        row["lane"] = int(found["lane"]) if found["lane"] else None
+        lane = int(found["lane"]) if found["lane"] else None
         worker = (found["name"], found["host"], int(found["pid"]))
-        workers.setdefault(worker, []).append(row)
+        workers.setdefault(worker, []).append({"lane": lane, **row})
     used = limits["used"] - 1  # without the connection that asks
     ours = sum(map(len, workers.values()))
     return {
