@@ -516,8 +516,6 @@ def check_celery() -> Iterator[checks.CheckMessage]:
     version = _version("celery")
     if not pooled or version is None or version < (5, 6) or not _uses_celery():
         return
-    if os.environ.get("CELERY_DB_REUSE_MAX", "0") not in ("", "0"):
-        return
     yield _warning(
         "W006",
         f"Celery's prefork workers close the native pool of DATABASES[{pooled[0]!r}] after every "
