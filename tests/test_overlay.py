@@ -68,7 +68,7 @@ def test_an_overlay_that_cannot_be_installed_says_why_and_leaves_nothing(
 
 
 def test_an_unknown_overlay_is_refused_with_the_names_of_those_that_exist() -> None:
-    with pytest.raises(OverlayError, match="'django24'; there are: .*django42, "):
+    with pytest.raises(OverlayError, match=r"'django24'; there are: .*django42, "):
         overlay("django24")
 
 
