@@ -1,6 +1,6 @@
 """The table: what clients do, and what the server has to do with it. Each row is a function.
 
-The numbers are those of docs/django.md. After each row the caller looks at what is left.
+The numbers are those of docs/django_scenarios.md. After each row the caller looks at what is left.
 """
 
 from __future__ import annotations

@@ -10,10 +10,19 @@ The bare half shows that the rows can fail: the same project without lifeguard.
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.django.scenarios.serving import LANES, Answer, Site
 from tests.django.scenarios.table import ROWS
+from tests.servers.rows import ROOT
+
+
+def test_the_documentation_has_the_same_rows() -> None:
+    text = (ROOT / "docs" / "django_scenarios.md").read_text()
+    documented = re.findall(r"^\| (\d\w?) \|", text, re.MULTILINE)
+    assert sorted(documented) == sorted(row.split()[0] for row in ROWS if row[0] != "+")
 
 
 @pytest.mark.parametrize("row", ROWS)
