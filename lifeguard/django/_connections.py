@@ -73,9 +73,10 @@ def entries() -> list[Entry]:
 class Mark:
     """What is known of one connection: whose it is, and what would be lost with it."""
 
-    __slots__ = ("cursors", "owner", "pooled", "said", "session", "used")
+    __slots__ = ("cursors", "guard", "owner", "pooled", "said", "session", "used")
 
-    def __init__(self, wrapper: Any) -> None:
+    def __init__(self, wrapper: Any, guard: Lifeguard) -> None:
+        self.guard = guard
         self.owner: Unit | None = None  # the unit that opened it, or used it first after another
         self.cursors: list[weakref.ref[Any]] = []  # server-side ones that were opened
         self.session = False  # an advisory lock or a LISTEN was seen
@@ -115,7 +116,7 @@ def opened(connection: Any, guard: Lifeguard) -> None:
         return  # its owner shares it on purpose (tests with a live server), or is done at once
     mark: Mark | None = connection.__dict__.get(_MARK)
     if mark is None:
-        mark = Mark(connection)
+        mark = Mark(connection, guard)
         setattr(connection, _MARK, mark)
         # First: people's own wrappers come and go at the end of the list.
         connection.execute_wrappers.insert(0, mark.execute)
@@ -127,26 +128,20 @@ def opened(connection: Any, guard: Lifeguard) -> None:
     if not any(other is connection for other in entry.wrappers):
         entry.wrappers.append(connection)
     if not thread.lane:
-        claim(connection, mark, guard)
+        claim(connection, mark)
         say_stale()
 
 
 _MARK = "_lifeguard"
 
 
-def claim(connection: Any, mark: Mark, guard: Lifeguard | None = None) -> None:
+def claim(connection: Any, mark: Mark) -> None:
     """Note which unit has it, if any: that one cleans up."""
     mark.owner = None
-    unit = _unit_here(guard or _guard())
+    unit = _unit_here(mark.guard)
     if unit is not None:
         mark.owner = unit
         unit.push(_Tidy(connection, mark, unit))
-
-
-def _guard() -> Lifeguard:
-    from ._host import guard
-
-    return guard()
 
 
 def _unit_here(guard: Lifeguard) -> Unit | None:

@@ -18,14 +18,8 @@ from .._core.unit import plumbing
 from .._net import application_name
 from .._wrap import Layer, hosts
 from . import _connections
-from ._requests import (
-    DjangoLayer,
-    note_responses,
-    on_finished,
-    on_started,
-    send_to_all,
-    start_in_lane,
-)
+from ._finish import note_responses, on_finished, on_started, send_to_all, start_in_lane
+from ._requests import DjangoLayer
 from ._settings import Options, problems, read
 
 TYPE_CHECKING = False

@@ -1,38 +1,30 @@
-"""Requests: ``request_finished`` for each that began, and a line to the lanes for each.
+"""Requests on lanes: what stands around a wrapped app, inside of each unit.
 
-Django sends the signal at the end of its own way through a request, which five of eight endings
-leave before. A unit ends in every ending, so here its last exit looks whether the signal was sent.
+Under ASGI each request and websocket gets a line to the lanes, in the place where asgiref looks
+for a thread. Under WSGI it has the server's thread already, and only bodies that stream need care.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import stat
 from _thread import get_ident
 from concurrent.futures import Future
-from contextvars import ContextVar
 from pathlib import Path
 
-from asgiref.sync import SyncToAsync, sync_to_async
-from django.core import signals
-from django.core.cache import close_caches
-from django.core.handlers.asgi import ASGIHandler, ASGIRequest
-from django.core.handlers.base import reset_urlconf
-from django.core.handlers.wsgi import WSGIHandler
-from django.db import close_old_connections, reset_queries
-from django.http.response import HttpResponseBase
+from asgiref.sync import SyncToAsync
 
 from .._core.lanes import Line
-from .._core.lifetime import Exit
 from .._wrap import Layer
 from ..threads import Job, run_job
-from ._connections import clear_queries, tidy_thread
+from ._connections import tidy_thread
+from ._finish import Finish, request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextvars import ContextVar
     from typing import Any
 
     from .._core.lanes import Lanes
@@ -49,24 +41,27 @@ class LateJob(Job):
 class RequestLine(Line):
     """The line of one request or websocket, and of the tasks that outlive it."""
 
-    __slots__ = ("finish", "first", "guard")
+    __slots__ = ("finish", "guard")
 
     finish: Finish | None  # until it is over
-    first: Callable[[], None] | None  # what the first call takes along
     guard: Lifeguard
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         finish = self.finish
-        if finish is not None and finish.response is not None:
+        if finish is None:  # a task that outlives the request
+            return super().submit(run_job, self.guard, fn, args, kwargs, LateJob)
+        if finish.response is not None:
             close = finish.quiet_close(fn)
             if close is not None:
                 return _done(close)
-        if self.is_over:
-            return super().submit(run_job, self.guard, fn, args, kwargs, LateJob)
-        if self.first is not None:
-            first, self.first = self.first, None
+        if finish.first is not None:
+            first, finish.first = finish.first, None
             return super().submit(_after, first, fn, args, kwargs)
         return super().submit(fn, *args, **kwargs)
+
+    def over(self) -> None:
+        self.finish = None
+        super().over()
 
 
 def _after(first: Callable[[], None], fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -95,245 +90,6 @@ class Context:
     _exited = False  # asgiref 3.13 asks
 
 
-class Finish(Exit):
-    """The last exit of a request's unit: what Django did not finish is finished here."""
-
-    __slots__ = ("context", "home", "line", "open", "outer", "response", "sender", "task", "unit")
-
-    def __init__(self, unit: Unit, line: RequestLine | None, context: Context | None) -> None:
-        self.unit = unit
-        self.line = line
-        self.context = context
-        self.open = 0  # request_started less request_finished
-        self.response: Any = None
-        self.sender: Any = None
-        self.home = None if line is None else asyncio.current_task()
-        self.task: asyncio.Task[Any] | None = None  # of Django's, which makes the response
-        self.outer = request.get()
-
-    @property
-    def awaits(self) -> bool:  # type: ignore[override]
-        return self.line is not None and self._is_due()
-
-    def _is_due(self) -> bool:
-        return self.open > 0
-
-    def run(self, awaits: bool) -> object:
-        if self._is_due():
-            if self.line is not None:
-                return self._afinish()
-            self._finish()
-        self._over()
-        return None
-
-    def abandon(self) -> bool:
-        if self.line is not None and self._is_due():
-            self.line.submit(self._finish)
-        self._over()
-        return True
-
-    def quiet_close(self, fn: Any) -> Callable[[], Any] | None:
-        """The response's ``close``, if that is what asgiref wants *fn* to call, and no trip to a
-        lane is due for it: there is nothing to close, and nobody but Django listens."""
-        try:
-            child = fn.args[-1]
-            close = child.func
-            response = close.__self__
-        except (AttributeError, IndexError):
-            return None
-        if (
-            response is self.response
-            and close.__func__ is HttpResponseBase.close
-            and not child.args
-            and all(map(_is_small, response._resource_closers))
-            and _only_django_listens(response._handler_class)
-        ):
-            return close  # type: ignore[no-any-return]
-        return None
-
-    def _over(self) -> None:
-        if self.line is not None:
-            self.line.finish = None
-            self.line.over()
-        elif request.get() is self:
-            request.set(self.outer)
-        self.response = self.sender = self.context = self.outer = self.task = self.home = None
-
-    async def _afinish(self) -> None:
-        # A task of its own: its context is nobody else's.
-        request.set(self)
-        SyncToAsync.thread_sensitive_context.set(self.context)  # type: ignore[arg-type]
-        try:
-            await self._end_task()
-            await sync_to_async(self._finish)()
-        finally:
-            self._over()
-
-    async def _end_task(self) -> None:
-        """Django before 6.1 leaves its task behind when the server cancels the request."""
-        task = self.task
-        if task is not None and not task.done():
-            task.cancel()
-            await asyncio.wait((task,), timeout=self.unit.worker.guard.grace / 2)
-
-    def _finish(self) -> None:
-        """Close the response, tell the receivers."""
-        for finish in (self._close_response, self._tell_receivers):
-            try:
-                if self._is_due():
-                    finish()
-            except Exception as exc:
-                self.unit.worker.guard.report(self.unit, exc)
-        self.open = 0
-
-    def _close_response(self) -> None:
-        if self.response is not None and not self.response.closed:
-            self.response.close()  # which sends the signal
-
-    def _tell_receivers(self) -> None:
-        signals.request_finished.send(sender=self.sender)
-
-    def __str__(self) -> str:
-        return "request_finished of Django"
-
-
-#: The request that runs here. Inherited by its tasks and by the calls that lanes run for it.
-request: ContextVar[Finish | None] = ContextVar("lifeguard.django.request", default=None)
-
-
-def on_started(sender: Any, **_: Any) -> None:
-    finish = request.get()
-    if finish is not None:
-        finish.open += 1
-        finish.sender = finish.sender or sender
-
-
-def on_finished(**_: Any) -> None:
-    finish = request.get()
-    if finish is not None:
-        finish.open -= 1
-
-
-def start_in_lane() -> None:
-    """Let what Django does itself at ``request_started`` ride along with the first call in a lane.
-
-    Its receivers look after the connections of the thread that is about to be used, which took a
-    trip to that thread and back. If anybody else listens, it is sent as ever. A lane has closed
-    what is old or broken when it comes to another line, so the log of queries is all that is left.
-    """
-    signal: Any = signals.request_started
-    asend: Any = getattr(signal, "asend", None)
-    if asend is None or hasattr(asend, "lifeguard_sends"):  # Django 4.2 has none
-        return
-    quiet = {close_old_connections, reset_queries, on_started}
-
-    async def asend_in_request(sender: Any, **named: Any) -> Any:
-        finish = request.get()
-        if finish is not None and finish.line is not None and not finish.open:
-            receivers, async_receivers = signal._live_receivers(sender)
-            if not async_receivers and quiet.issuperset(receivers):
-                on_started(sender)
-                finish.line.first = clear_queries
-                return []
-        return await asend(sender, **named)
-
-    asend_in_request.lifeguard_sends = True  # type: ignore[attr-defined]
-    signal.asend = asend_in_request
-
-
-def _is_small(closer: Any) -> bool:
-    """Whether it is the request's own ``close``, without uploaded files."""
-    owner = getattr(closer, "__self__", None)
-    return type(owner) is ASGIRequest and not hasattr(owner, "_files")
-
-
-#: What Django does at ``request_finished``. Lanes look after connections themselves.
-_quiet = {close_old_connections, close_caches, reset_urlconf, on_finished}
-
-
-def _only_django_listens(sender: Any) -> bool:
-    receivers: Any = signals.request_finished._live_receivers(sender)
-    if isinstance(receivers, tuple):  # Django 5.0: sync and async ones
-        receivers, others = receivers
-        if others:
-            return False
-    return _quiet.issuperset(receivers)
-
-
-def send_to_all() -> None:
-    """Let every receiver of ``request_finished`` hear of it, also after one that raises.
-
-    What the first of them raised is raised as ever, but after the others were told: one of them
-    gives connections back.
-    """
-    signal: Any = signals.request_finished
-    send = signal.send
-    asend: Any = getattr(signal, "asend", None)  # from Django 5.0 on
-    if hasattr(send, "lifeguard_sends"):
-        return
-
-    def send_in_request(sender: Any, **named: Any) -> Any:
-        if request.get() is None:
-            return send(sender, **named)
-        return _first_error(signal.send_robust(sender, **named))
-
-    async def asend_in_request(sender: Any, **named: Any) -> Any:
-        if request.get() is None:
-            return await asend(sender, **named)
-        return _first_error(await signal.asend_robust(sender, **named))
-
-    send_in_request.lifeguard_sends = True  # type: ignore[attr-defined]
-    signal.send = send_in_request
-    if asend is not None:
-        signal.asend = asend_in_request
-
-
-def _first_error(results: Any) -> Any:
-    for _, result in results:
-        if isinstance(result, Exception):
-            raise result
-    return results
-
-
-def note_responses() -> None:
-    """Hear of each response that Django's handlers make, so that it gets closed."""
-    get_response_async = ASGIHandler.get_response_async
-    send_response, get_response = ASGIHandler.send_response, WSGIHandler.get_response
-
-    async def noting_get_response_async(self: Any, request: Any) -> Any:
-        _note_task()
-        return await get_response_async(self, request)
-
-    async def noting_send_response(self: Any, response: Any, send: Any) -> None:
-        _note(response)
-        await send_response(self, response, send)
-
-    def noting_get_response(self: Any, request: Any) -> Any:
-        response = get_response(self, request)
-        _note(response)
-        return response
-
-    if not hasattr(send_response, "lifeguard_notes"):
-        noting_send_response.lifeguard_notes = True  # type: ignore[attr-defined]
-        ASGIHandler.get_response_async = noting_get_response_async
-        ASGIHandler.send_response = noting_send_response
-        WSGIHandler.get_response = noting_get_response
-
-
-def _note_task() -> None:
-    finish = request.get()
-    if finish is not None:
-        task = asyncio.current_task()
-        if task is not finish.home:
-            finish.task = task
-
-
-def _note(response: Any) -> None:
-    finish = request.get()
-    if finish is not None and finish.response is None:
-        finish.response = response
-
-
 class DjangoLayer(Layer):
     """What stands around a wrapped app, inside of each unit. Not only Django's own handler: the
     middleware and consumers beside it use the same connections."""
@@ -352,7 +108,6 @@ class DjangoLayer(Layer):
             unit: Unit = scope[key]
             line = RequestLine(lanes_of_worker(), unit)
             line.guard = guard
-            line.first = None
             line.made_here = lambda: is_own(scope)
             context = Context()
             executors[context] = line
@@ -375,7 +130,7 @@ class DjangoLayer(Layer):
         key = self.guard.key
 
         def django_wsgi(environ: Any, start_response: Any) -> Any:
-            finish = Finish(environ[key], None, None)
+            finish = Finish(environ[key], None)
             environ[key].append(finish)
             request.set(finish)  # until the unit ends: the body is closed after this returns
             body = app(environ, start_response)
