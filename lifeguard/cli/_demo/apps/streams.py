@@ -11,21 +11,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import AsyncIterator
+from typing import Any
 
 from django.conf import settings
 from psycopg.conninfo import conninfo_to_dict
 
-INSTALLED_APPS: list[str] = []
-if os.environ.get("GUARDED"):
-    INSTALLED_APPS += ["lifeguard.django"]
-
-login = conninfo_to_dict(os.environ["DSN"])
+guarded = bool(os.environ.get("GUARDED"))
+login = dict[str, Any](conninfo_to_dict(os.environ["DSN"]))
 login["pool"] = {"min_size": 1, "max_size": 4, "timeout": 1}
 settings.configure(
     SECRET_KEY=os.urandom(16).hex(),
     ALLOWED_HOSTS=["*"],
     ROOT_URLCONF=__name__,
-    INSTALLED_APPS=INSTALLED_APPS,
+    INSTALLED_APPS=["lifeguard.django"] if guarded else [],
     DATABASES={
         "default": {
             "ENGINE": "django.db.backends.postgresql",
@@ -59,19 +57,21 @@ async def export(request: HttpRequest) -> StreamingHttpResponse:
 
 
 async def echo(request: HttpRequest, token: str) -> HttpResponse:
-    return HttpResponse(await ask("select %s::text", token))
+    answer: Any = await ask("select %s::text", token)
+    return HttpResponse(answer)
 
 
 def failed(request: HttpRequest) -> HttpResponse:
     kind, error, _ = sys.exc_info()
-    return HttpResponse(f"{kind and kind.__name__}: {error}", status=500)
+    answer: Any = f"{kind and kind.__name__}: {error}"
+    return HttpResponse(answer, status=500)
 
 
 handler500 = failed
 urlpatterns = [path("export", export), path("echo/<token>", echo)]
 app = get_asgi_application()
 
-if os.environ.get("GUARDED"):
+if guarded:
     import lifeguard
 
     app = lifeguard.wrap(app)
