@@ -173,7 +173,6 @@ class Lane:
                 while what is not None:
                     what = self._serve(what)
                 seconds = PARKED if self.keeps or self.why is not None else None
-                self.since = now()
         finally:
             try:
                 self._clean(force=True)
@@ -401,6 +400,8 @@ class Lanes:
                 line.since = now()
                 lane.pinned.append(line)
             elif why is not None:
+                if lane.why is None:  # and not one more look at the same
+                    lane.since = now()
                 lane.why = why
                 # Nobody knows for how long. Who waited for this one waits for any.
                 self._waiting.extendleft(reversed(lane.pinned))
@@ -412,6 +413,7 @@ class Lanes:
             following = self._take(lane)
             if following is None:
                 lane.line = None
+                lane.since = now()
                 if not self._closed:
                     self._free.append(lane)
                 return None

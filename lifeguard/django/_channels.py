@@ -36,9 +36,15 @@ def a_unit_per_message(guard: Lifeguard) -> None:
         return
 
     async def call_guarded(self: Any, scope: Any, receive: Any, send: Any) -> Any:
-        if guard.key in scope:
-            self.dispatch = _guarded(guard, self.dispatch, type(self).__qualname__)
-        return await call(self, scope, receive, send)
+        if scope["type"] == "lifespan":
+            raise ValueError("a consumer has no lifespan")  # before it takes that for a message
+        if guard.key not in scope:
+            return await call(self, scope, receive, send)
+        self.dispatch = _guarded(guard, self.dispatch, type(self).__qualname__)
+        try:
+            return await call(self, scope, receive, send)
+        finally:
+            del self.dispatch  # or the consumer would wait for the garbage collector
 
     call_guarded.lifeguard_guard = guard  # type: ignore[attr-defined]
     AsyncConsumer.__call__ = call_guarded

@@ -9,6 +9,7 @@ its caller had open, and never in the middle of a transaction.
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import weakref
@@ -70,6 +71,10 @@ def entries() -> list[Entry]:
     return [entry for entry in found if entry is not None]
 
 
+#: What may leave something in the session that a transaction's end does not take away.
+_session_words = re.compile(r"(?i)advisory_lock|^\s*listen\b").search
+
+
 class Mark:
     """What is known of one connection: whose it is, and what would be lost with it."""
 
@@ -91,11 +96,7 @@ class Mark:
         if owner is not None and owner.state is CLOSED and not thread.lane:
             claim(context["connection"], self)
         text = sql if type(sql) is str else str(sql)
-        if (
-            "advisory_lock" in text
-            or "ADVISORY_LOCK" in text
-            or text[:20].lstrip()[:6].upper() == "LISTEN"
-        ):
+        if _session_words(text):
             self.session = True
         cursor = context["cursor"].cursor
         if getattr(cursor, "name", None):
@@ -224,17 +225,32 @@ def close_for_good(connection: Any) -> None:
         connection.savepoint_ids = []
         connection.run_on_commit = []
         connection.needs_rollback = False
-        if connection.__dict__[_MARK].pooled and holds(connection):
-            connection.connection.rollback()  # or the pool does, and logs it: see Entry.__del__
+        if connection.__dict__[_MARK].pooled:
+            _reset(connection.connection)
         connection.close()
     except Exception:  # the socket may be gone already
         pass
+
+
+def _reset(raw: Any) -> None:
+    """Leave nothing to whoever gets *raw* out of the pool next.
+
+    Also no transaction, which the pool would end, and log: see ``Entry.__del__``.
+    """
+    try:
+        raw.rollback()
+        raw.autocommit = True
+        raw.execute("CLOSE ALL; UNLISTEN *; SELECT pg_catalog.pg_advisory_unlock_all()")
+    except Exception:
+        raw.close()  # the pool makes another one
 
 
 def holds(connection: Any) -> str | None:
     """What would be lost if somebody else used it now."""
     if connection.in_atomic_block:
         return "a transaction is open (atomic)"
+    if connection.autocommit != connection.settings_dict["AUTOCOMMIT"]:
+        return "autocommit is off" if connection.settings_dict["AUTOCOMMIT"] else "autocommit is on"
     raw = connection.connection
     pgconn = getattr(raw, "pgconn", None)
     if pgconn is not None:
@@ -380,12 +396,17 @@ def say_stale() -> None:
 
 
 def close_all() -> None:
-    """At the worker's end, its units being over: what is open in whatever thread, and the pools."""
+    """At the worker's end: what its units have opened in whatever thread, and the pools.
+
+    Not what was opened outside of them: the process may go on (tests, scripts), and so does that.
+    """
     for entry in entries():
         for connection in list(entry.wrappers):
-            if connection.connection is None or connection.in_atomic_block:
+            if connection.connection is None or connection.__dict__[_MARK].owner is None:
                 continue
-            if connection.allow_thread_sharing or is_active(connection):
+            if connection.in_atomic_block or connection.allow_thread_sharing:
+                continue
+            if is_active(connection):
                 continue
             connection.inc_thread_sharing()
             try:

@@ -6,11 +6,12 @@ so it is off unless asked for.
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import thread as standard
 
 from asgiref.sync import SyncToAsync
 
-from ..threads import run_job
+from ..threads import LoopJob, run_job
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ def guard_all(guard: Lifeguard) -> None:
         if hasattr(self, "task"):  # Python 3.14
             fn, fn_args, fn_kwargs = self.task
             if not _has_its_own(fn, fn_args):
-                self.task = (run_job, (guard, fn, fn_args, fn_kwargs), {})
+                self.task = (run_job, (guard, fn, fn_args, fn_kwargs, LoopJob), {})
         elif not _has_its_own(self.fn, self.args):
-            self.args = (guard, self.fn, self.args, self.kwargs)
+            self.args = (guard, self.fn, self.args, self.kwargs, LoopJob)
             self.fn, self.kwargs = run_job, {}
         return run(self, *args)
 
@@ -43,6 +44,8 @@ def _has_its_own(fn: Any, args: Any) -> bool:
     """Whether it is a unit already, or a part of one: asgiref runs a request's calls in a thread
     of the request's, and what one call opens, the next one uses."""
     if fn is run_job or args[:1] == (run_job,):
+        return True
+    if fn is asyncio.run:  # asgiref does so: a loop, whose tasks are the work
         return True
     owner = getattr(getattr(fn, "func", None), "__self__", None)
     return isinstance(owner, SyncToAsync) and owner._thread_sensitive

@@ -57,20 +57,20 @@ class Finish(Exit):
         self.first: Callable[[], None] | None = None  # what the first call in a lane takes along
         self.response: Any = None
         self.sender: Any = None
-        self.home = None if line is None else asyncio.current_task()
+        self.home = asyncio.current_task() if unit.awaits else None
         self.task: asyncio.Task[Any] | None = None  # of Django's, which makes the response
         self.outer = request.get()
 
     @property
     def awaits(self) -> bool:  # type: ignore[override]
-        return self.line is not None and self._is_due()
+        return self.unit.awaits and self._is_due()
 
     def _is_due(self) -> bool:
         return self.open > 0
 
     def run(self, awaits: bool) -> object:
         if self._is_due():
-            if self.line is not None:
+            if self.unit.awaits:
                 return self._afinish()
             self._finish()
         self._over()
@@ -111,7 +111,8 @@ class Finish(Exit):
     async def _afinish(self) -> None:
         # A task of its own: its context is nobody else's.
         request.set(self)
-        SyncToAsync.thread_sensitive_context.set(self.context)  # type: ignore[arg-type]
+        if self.context is not None:
+            SyncToAsync.thread_sensitive_context.set(self.context)  # type: ignore[arg-type]
         try:
             await self._end_task()
             await sync_to_async(self._finish)()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
+import threading
 
 from django.conf import settings
 from django.core import signals
@@ -136,7 +138,12 @@ class _Close(Exit):
         if awaits:
             return self._aclose()
         self.lanes.close(self.grace)
-        _connections.close_all()
+        if asyncio._get_running_loop() is None:
+            _connections.close_all()
+        else:  # Django does not let a thread touch connections while a loop runs in it
+            closer = threading.Thread(target=_connections.close_all)
+            closer.start()
+            closer.join(self.grace)
         return None
 
     async def _aclose(self) -> None:

@@ -6,6 +6,7 @@ for a thread. Under WSGI it has the server's thread already, and only bodies tha
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import stat
@@ -13,7 +14,7 @@ from _thread import get_ident
 from concurrent.futures import Future
 from pathlib import Path
 
-from asgiref.sync import SyncToAsync
+from asgiref.sync import AsyncToSync, SyncToAsync
 
 from .._core.lanes import Line
 from .._wrap import Layer
@@ -106,21 +107,27 @@ class DjangoLayer(Layer):
 
         async def django_asgi(scope: Any, receive: Any, send: Any) -> None:
             unit: Unit = scope[key]
-            line = RequestLine(lanes_of_worker(), unit)
-            line.guard = guard
-            line.made_here = lambda: is_own(scope)
-            context = Context()
-            executors[context] = line
-            line.finish = finish = Finish(unit, line, context)
+            token = None
+            if asyncio.get_running_loop() in AsyncToSync.loop_thread_executors:
+                # Below async_to_sync, as in an async TestCase: its thread is the place for all.
+                finish = Finish(unit, None)
+            else:
+                line = RequestLine(lanes_of_worker(), unit)
+                line.guard = guard
+                line.made_here = lambda: is_own(scope)
+                context = Context()
+                executors[context] = line
+                line.finish = finish = Finish(unit, line, context)
+                token = sensitive.set(context)
             unit.append(finish)
-            token = sensitive.set(context)
             outer = request.set(finish)
             try:
                 await app(scope, receive, send)
             finally:
                 try:
                     request.reset(outer)
-                    sensitive.reset(token)
+                    if token is not None:
+                        sensitive.reset(token)
                 except ValueError:  # a coroutine that is thrown away ends in another context
                     pass
 

@@ -355,10 +355,14 @@ def test_what_is_kept_is_cleaned_when_the_line_is_over(
 
 
 def test_a_line_that_is_over_cannot_hold_a_lane_for_ever(
-    make: Callable[..., Lanes], care: Holding, caplog: pytest.LogCaptureFixture
+    make: Callable[..., Lanes],
+    care: Holding,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A transaction that a request has left open is rolled back, said, and the lane is free."""
-    lanes = make(1, patience=0.1)
+    monkeypatch.setattr(lanes_module, "PARKED", 0.05)  # many looks, none of which starts it anew
+    lanes = make(1, patience=0.3)
     line = Line(lanes, "POST /left-open")
     line.submit(held(care, "a transaction is open")).result(SOON)
     line.over()
