@@ -148,17 +148,13 @@ def programs(pg: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             conn.execute("DROP TABLE lifeguard_threads")
 
 
-def left_behind(programs: Programs, scenario: str, **options: Any) -> tuple[int, int]:
-    """What a scenario leaves, bare and guarded: connections, or places in the native pool."""
-    pooled = options.get("setting") == "native pool"
-    left = []
-    for guarded in (False, True):
-        with programs.run(scenario, guarded=guarded, **options) as shown:
-            if pooled:
-                left.append(shown["lost"])
-            else:
-                left.append(shown.left(0 if guarded else THREADS))
-    return left[0], left[1]
+def left_behind(programs: Programs, scenario: str, *, guarded: bool, **options: Any) -> int:
+    """What a scenario leaves: connections, or places in the native pool."""
+    with programs.run(scenario, guarded=guarded, **options) as shown:
+        if options.get("setting") == "native pool":
+            lost: int = shown["lost"]
+            return lost
+        return shown.left(0 if guarded else THREADS)
 
 
 # -- threads that live on -------------------------------------------------------------------------
@@ -177,15 +173,25 @@ LIVE = [
 ]
 
 
-@pytest.mark.parametrize("setting", ["age 0", "native pool"])
 @pytest.mark.parametrize("scenario", LIVE)
 def test_a_thread_that_lives_on_has_no_connection_after_its_work(
-    programs: Programs, scenario: str, setting: str
+    programs: Programs, scenario: str
 ) -> None:
-    """Bare, each of four threads keeps a connection for as long as it lives, and of a native pool
-    of four nothing is left. Guarded, all are closed when the work is done, and the pool is whole.
-    """
-    assert left_behind(programs, scenario, setting=setting) == (THREADS, 0)
+    """Bare, each of four threads keeps a connection for as long as it lives. Guarded, all are
+    closed when the work is done."""
+    assert left_behind(programs, scenario, guarded=False) == THREADS
+    assert left_behind(programs, scenario, guarded=True) == 0
+
+
+@pytest.mark.parametrize("scenario", LIVE)
+def test_the_native_pool_has_back_what_its_threads_had(programs: Programs, scenario: str) -> None:
+    assert left_behind(programs, scenario, guarded=True, setting="native pool") == 0
+
+
+@pytest.mark.parametrize("scenario", ["executor", "raw_threads"])
+def test_bare_threads_empty_the_native_pool(programs: Programs, scenario: str) -> None:
+    """Four threads, live or ended, and of a pool of four nothing is left."""
+    assert left_behind(programs, scenario, guarded=False, setting="native pool") == THREADS
 
 
 @pytest.mark.parametrize("scenario", ["executor", "foreign_executor"])
@@ -203,13 +209,14 @@ def test_jobs_of_any_executor_are_units_where_that_is_asked_for(
 ) -> None:
     """``LIFEGUARD = {"EXECUTORS": True}``: the standard library's executor, in code of others."""
     options: dict[str, Any] = {"setting": setting, "lifeguard": {"EXECUTORS": True}}
-    assert left_behind(programs, "foreign_executor", **options) == (THREADS, 0)
+    assert left_behind(programs, "foreign_executor", guarded=True, **options) == 0
 
 
 def test_jobs_of_foreign_executors_are_left_alone_unless_asked_for(programs: Programs) -> None:
-    """Without the option their threads keep their connections until they end."""
-    with programs.run("foreign_executor", guarded=True) as shown:
-        assert shown.left(THREADS) == THREADS
+    """Without the option their threads keep their connections until they end, as they do bare."""
+    for guarded in (False, True):
+        with programs.run("foreign_executor", guarded=guarded) as shown:
+            assert shown.left(THREADS) == THREADS
 
 
 @pytest.mark.parametrize("setting", ["age 0", "age 60"])
@@ -280,7 +287,9 @@ def test_a_thread_that_ends_closes_its_connections(
 ) -> None:
     """Nothing in such a program names lifeguard. Bare, every thread that ended has left its
     connection to the garbage collector, and a native pool never hears of it again."""
-    assert left_behind(programs, scenario, setting=setting) == (THREADS, 0)
+    if setting == "age 0":
+        assert left_behind(programs, scenario, guarded=False) == THREADS
+    assert left_behind(programs, scenario, guarded=True, setting=setting) == 0
 
 
 def test_what_a_thread_had_not_committed_is_rolled_back(programs: Programs) -> None:

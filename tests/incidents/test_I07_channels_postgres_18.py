@@ -7,17 +7,24 @@ that has ended. The cure was to open a connection for each call.
 
 from __future__ import annotations
 
-from tests.incidents.serving import Sides
+import httpx
+
+from tests.incidents.serving import Process, Sides
 
 
 def test_incident_I07(sides: Sides) -> None:
-    """Bare, the next request waits for a connection in vain, as soon as it needs another one.
+    """Bare, the next request waits for a connection in vain, as soon as it needs another one; now
+    and then it waits for ever.
 
     Guarded, the same pool object is opened for each loop that uses it, and closed with it.
     """
-    for side in sides.serve("waitress", "i07"):
-        answers = [side.get(f"/{members}").text for members in (1, 4, 4)]
-        if side.guarded:
-            assert answers == ["sent"] * 3, side.said()
-        else:
-            assert answers == ["sent", "PoolTimeout", "PoolTimeout"], side.said()
+    bare, guarded = sides.serve("waitress", "i07")
+    assert [send(bare, 1), send(bare, 4)] in (["sent", "PoolTimeout"], ["sent", "ReadTimeout"])
+    assert [send(guarded, members) for members in (1, 4, 4)] == ["sent"] * 3, guarded.said()
+
+
+def send(side: Process, members: int) -> str:
+    try:
+        return side.get(f"/{members}", timeout=15 if side.guarded else 7).text
+    except httpx.ReadTimeout as exc:
+        return type(exc).__name__

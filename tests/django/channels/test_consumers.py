@@ -16,7 +16,7 @@ from tests.django.channels.serving import LANES, WITHIN, Site
 from tests.support.eventlog import Event
 
 CONSUMERS = ["sync", "async", "own-context"]
-TABS = 30
+TABS = 20
 
 
 # -- without lifeguard ----------------------------------------------------------------------------

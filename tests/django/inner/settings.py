@@ -21,6 +21,7 @@ INSTALLED_APPS = [
 MIDDLEWARE: list[str] = []
 CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+MIGRATION_MODULES = dict.fromkeys(("auth", "contenttypes"))  # their tables at once
 _NAME = os.environ["INNER_NAME"]
 DATABASES = {
     "default": database(
