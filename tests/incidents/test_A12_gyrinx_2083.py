@@ -11,14 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from lifeguard.testing import Postgres
 from tests.incidents.serving import Process, Sides
 
-REQUESTS = 40
+REQUESTS = 20
 LANES = 4  # of apps/django_site.py
 
 
 def test_incident_A12(sides: Sides, pg: Postgres, appname: str) -> None:
     """Bare, every request opens a connection, which stays until the garbage collector finds it.
 
-    Guarded, forty requests share four.
+    Guarded, twenty requests share four.
     """
     bare, guarded = sides.serve("daphne", "a12")
 
