@@ -38,6 +38,9 @@ def djangos() -> list[str]:
 
 DJANGOS = djangos()
 
+CLOSES_AGAIN = {"close() raises"}
+"""Whether the view's own close() was tried and failed cannot be seen: it is tried again."""
+
 
 class Player:
     """Plays all endings once for each side, and remembers what came of them."""
@@ -130,7 +133,12 @@ def test_finished_once(player: Player, protocol: str, django: str, name: str) ->
     assert happened.count("started") == ending.started
     assert happened.count("finished") == ending.started
     assert happened.count("finished, last receiver") == ending.started
-    assert happened.count("close") == happened.count("closer") == ending.response
+    if ending.response:
+        assert happened.count("close") in ((1, 2) if name in CLOSES_AGAIN else (1,))
+        assert happened.count("closer") >= ending.closers
+    else:
+        assert "close" not in happened
+    assert happened.count("closer") <= 1
     assert played["how"] == bare["how"]
     if "server cancels" not in name:  # Django 5 and 6.0 let a task go on, with no one to send to
         assert played["sent"] == bare["sent"]

@@ -49,11 +49,16 @@ class Exchange:
         self.inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.sent: list[str] = []
         self.send_fails_after: int | None = None
+        self.send_hangs = False
+        self.hangs = False
         self.task: asyncio.Task[None]
 
     async def send(self, message: dict[str, Any]) -> None:
         if self.send_fails_after is not None and len(self.sent) >= self.send_fails_after:
             raise OSError("the connection is closed, says the server")
+        if self.send_hangs:
+            self.hangs = True
+            await asyncio.Event().wait()
         shown = message.get("status", message.get("body", b""))
         self.sent.append(shown.decode() if isinstance(shown, bytes) else str(shown))
         await asyncio.sleep(0)
@@ -218,6 +223,38 @@ def open_the_gate_soon() -> None:
     timer = threading.Timer(0.1, gate.set)
     timer.start()
     timers.append(timer)
+
+
+@ending("server cancels while send hangs", "aplain")
+async def _cancels_while_send_hangs(exchange: Exchange) -> None:
+    exchange.send_hangs = True
+    exchange.body()
+    await until(lambda: exchange.hangs)
+    exchange.task.cancel()
+
+
+@ending("server cancels while a receiver runs", "plain", during=lambda: project.receivers("wait"))
+async def _cancels_while_a_receiver_runs(exchange: Exchange) -> None:
+    exchange.body()
+    await until(lambda: happened("working"))
+    open_the_gate_soon()
+    exchange.task.cancel()
+
+
+@ending("client leaves in a sync stream", "stream?stays=1")
+async def _leaves_in_a_sync_stream(exchange: Exchange) -> None:
+    exchange.body()
+    await until(lambda: happened("working"))
+    open_the_gate_soon()
+    exchange.leave()
+
+
+ending("close() raises", "unclosable")(just_ask)
+ending(
+    "a receiver raises at the start",
+    "plain",
+    during=lambda: project.receivers("fail_at_the_start"),
+)(just_ask)
 
 
 async def settle() -> None:

@@ -70,17 +70,24 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class Receivers:
-    """Three for each signal. The second of ``request_finished`` fails, if told to."""
+    """Of both signals. They fail, or wait, if told to."""
 
     fail = False
+    fail_at_the_start = False
+    wait = False
 
-    @staticmethod
-    def started(**kwargs: Any) -> None:
+    @classmethod
+    def started(cls, **kwargs: Any) -> None:
         note("started")
+        if cls.fail_at_the_start:
+            raise RuntimeError("a receiver, as asked")
 
-    @staticmethod
-    def first(**kwargs: Any) -> None:
+    @classmethod
+    def first(cls, **kwargs: Any) -> None:
         note("finished")
+        if cls.wait:
+            note("working")
+            assert gate.wait(GIVE_UP)
 
     @classmethod
     def second(cls, **kwargs: Any) -> None:
@@ -114,6 +121,12 @@ class Noted:
 
 class Response(Noted, HttpResponse):
     pass
+
+
+class Unclosable(Response):
+    def close(self) -> None:
+        note("close")
+        raise RuntimeError("as asked")
 
 
 class Streaming(Noted, StreamingHttpResponse):
@@ -178,6 +191,11 @@ async def araises_view(request: Any) -> HttpResponse:
     raise RuntimeError("as asked")
 
 
+def unclosable(request: Any) -> HttpResponse:
+    ask()
+    return Unclosable("ok")
+
+
 async def cancelled(request: Any) -> HttpResponse:
     await aask()
     raise asyncio.CancelledError
@@ -214,6 +232,9 @@ def stream(request: Any) -> StreamingHttpResponse:
             for number in range(3):
                 ask()
                 yield b"%d" % number
+                if "stays" in request.GET and not number:
+                    note("working")
+                    assert gate.wait(GIVE_UP)
                 if number and "raises" in request.GET:
                     raise RuntimeError("as asked")
         finally:
@@ -246,6 +267,7 @@ urlpatterns = [
     path("raises", raises),
     path("araises", araises_view),
     path("cancelled", cancelled),
+    path("unclosable", unclosable),
     path("waits", waits),
     path("awaits", awaits),
     path("upload", upload),
@@ -258,12 +280,16 @@ urlpatterns = [
 
 
 @contextlib.contextmanager
-def failing_receiver() -> Iterator[None]:
-    Receivers.fail = True
+def receivers(what: str) -> Iterator[None]:
+    setattr(Receivers, what, True)
     try:
         yield
     finally:
-        Receivers.fail = False
+        setattr(Receivers, what, False)
+
+
+def failing_receiver() -> contextlib.AbstractContextManager[None]:
+    return receivers("fail")
 
 
 @contextlib.contextmanager

@@ -17,6 +17,9 @@ class Ending:
     response: bool = False
     """Whether there is a response of the view's, so that it has to be closed once."""
     started: int = 1
+    closers: int = 1
+    """How often what the response holds is closed, if there is a response. Its own close() may
+    not get that far."""
 
 
 _answer = Ending(1, 1, True)
@@ -55,6 +58,11 @@ ASGI = {
     "client leaves in a stream": _answer,
     "client leaves in the body": Ending(0, started=0),
     "the body is too large": _error_page,
+    "server cancels while send hangs": _lost_response,
+    "server cancels while a receiver runs": _answer,
+    "client leaves in a sync stream": _answer,
+    "close() raises": Ending(0, 1, True, closers=0),
+    "a receiver raises at the start": _lost,
 }
 
 UNHEARD = {
@@ -70,6 +78,7 @@ WSGI = {
     "middleware raises": _error_page,
     "stream completes": _answer,
     "generator raises": _answer,
+    "close() raises": Ending(0, 1, True, closers=0),
     "view raises out of Django": _lost,
     "a receiver raises": _answer,
     "start_response raises": _lost_response,

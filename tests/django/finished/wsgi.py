@@ -98,6 +98,7 @@ for _name, _path in {
 }.items():
     ending(_name, _path)(as_it_should)
 
+ending("close() raises", "unclosable")(as_it_should)
 ending("view raises out of Django", "raises", during=project.errors_leave_django)(as_it_should)
 ending("a receiver raises", "plain", during=project.failing_receiver)(as_it_should)
 
