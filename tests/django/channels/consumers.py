@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections import defaultdict
 from typing import Any
 
@@ -111,6 +112,13 @@ class Sync(JsonWebsocketConsumer):
 class Async(AsyncJsonWebsocketConsumer):
     name = ""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        alive.add(self)
+
+    async def do_alive(self, content: dict[str, Any]) -> dict[str, Any]:
+        return {"alive": len(alive)}
+
     async def receive_json(self, content: dict[str, Any], **kwargs: Any) -> None:
         answer = await getattr(self, f"do_{content['do']}")(content)
         if answer is not None:
@@ -174,6 +182,7 @@ class Async(AsyncJsonWebsocketConsumer):
             gone[self.name].set()
 
 
+alive: weakref.WeakSet[Async] = weakref.WeakSet()
 running: set[asyncio.Task[None]] = set()
 gone: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
 

@@ -8,6 +8,7 @@ side of that is in here as well.
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -151,6 +152,18 @@ def happened(site: Site, event: str, names: list[str]) -> None:
     events = of(site.events.wait(lambda events: len(of(events)) >= len(names), event))
     assert sorted(event["name"] for event in events) == sorted(names)
     assert {event["users"] for event in events} == {2}
+
+
+def test_closed_tabs_leave_no_consumers_behind(site: Site) -> None:
+    """Python frees a consumer when its websocket is over, without its garbage collector."""
+    with site.tab("async") as tab:
+        before = tab.ask("alive")["alive"]
+        with site.tabs(*["async"] * 10) as tabs:
+            assert [other.ask("query")["users"] for other in tabs] == [2] * 10
+            assert tab.ask("alive")["alive"] == before + 10
+        deadline = time.monotonic() + WITHIN
+        while tab.ask("alive")["alive"] > before:
+            assert time.monotonic() < deadline, "they are still there"
 
 
 # -- as it was ------------------------------------------------------------------------------------

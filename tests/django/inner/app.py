@@ -73,7 +73,10 @@ application: Any = ProtocolTypeRouter(
     }
 )
 
+consumer: Any = Async.as_asgi()
+
 if os.environ["INNER_GUARDED"]:
     import lifeguard
 
     application = lifeguard.wrap(application)
+    consumer = lifeguard.wrap(consumer)

@@ -70,6 +70,33 @@ def test_live_server(live_server: Any) -> None:
             assert response.read() == body
 
 
+def test_communicator_in_a_transaction(db: None) -> None:
+    """The consumer sees what the test has not committed. (An async one: Channels closes the
+    connection of the test behind a sync one now and then, see django/channels#2118.)"""
+    User.objects.create(username="ann")
+
+    async def main() -> None:
+        communicator = WebsocketCommunicator(app.application, "/async")
+        await communicator.connect()
+        for _ in range(2):
+            await communicator.send_json_to({})
+            assert await communicator.receive_json_from() == {"users": [1, 1]}
+
+    async_to_sync(main)()
+    assert count() == 1
+
+
+def test_communicator_with_a_consumer_alone(transactional_db: None) -> None:
+    async def main() -> None:
+        communicator = WebsocketCommunicator(app.consumer, "/")
+        await communicator.connect()
+        await communicator.send_json_to({})
+        assert await communicator.receive_json_from() == {"users": [0, 0]}
+        await communicator.disconnect()
+
+    async_to_sync(main)()
+
+
 @pytest.mark.parametrize(("path", "users"), [("/sync", 1), ("/async", [1, 1])])
 def test_communicator(transactional_db: None, path: str, users: Any) -> None:
     User.objects.create(username="ann")
