@@ -528,3 +528,311 @@ def eventually(true: Callable[[], bool]) -> None:
             return
         pause.wait(0.01)
     raise AssertionError("it did not come true in time")
+
+
+# -- what a moment's wait would cover up ----------------------------------------------------------
+# A lane looks after what it keeps a moment after it fell idle, and then much comes right by itself.
+# For these tests that moment never comes.
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes_module, "PARKED", 3600.0)
+
+
+def keep(care: Holding) -> Callable[[], threading.Thread]:
+    """A job after which its thread keeps something for its line, and others may come."""
+
+    def job() -> threading.Thread:
+        care.here.kept = True
+        return threading.current_thread()
+
+    return job
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_held_lane_comes_to_its_line_at_once(make: Callable[..., Lanes], care: Holding) -> None:
+    """The next call of a transaction does not wait for a look at it."""
+    line = Line(make(1), "POST /")
+    home = line.submit(held(care, "a transaction is open")).result(SOON)
+    assert line.submit(held(care, None)).result(SOON) is home
+
+
+@pytest.mark.usefixtures("patient")
+def test_the_end_of_a_line_cleans_what_is_kept_at_once(
+    make: Callable[..., Lanes], care: Holding
+) -> None:
+    """With CONN_MAX_AGE=0 the connection goes with its request."""
+    lanes = make(1)
+    line = Line(lanes, "GET /")
+    line.submit(keep(care)).result(SOON)
+    before = care.told.count("clean")
+    line.over()
+    eventually(lambda: care.told.count("clean") > before)
+    assert not lanes.lanes[0].keeps
+    assert lanes.lanes[0].line_kept is None  # and nothing of the request is remembered
+
+
+@pytest.mark.usefixtures("patient")
+def test_what_a_last_job_keeps_is_cleaned_at_once(
+    make: Callable[..., Lanes], care: Holding
+) -> None:
+    """The request was over before its last call was done."""
+    line = Line(make(1), "GET /")
+    gate = Gate()
+    running = line.submit(lambda: (gate(), keep(care)()))
+    assert gate.begun.wait(SOON)
+    before = care.told.count("clean")
+    line.over()
+    gate.go.set()
+    running.result(SOON)
+    eventually(lambda: care.told.count("clean") > before)
+
+
+@pytest.mark.usefixtures("patient")
+def test_the_end_of_a_line_frees_what_was_held_for_too_long(
+    make: Callable[..., Lanes], care: Holding
+) -> None:
+    """Nobody waits, so nobody looks: the end of the request does."""
+    lanes = make(1, patience=0.01)
+    line = Line(lanes, "POST /left-open")
+    line.submit(held(care, "a transaction is open")).result(SOON)
+    eventually(lambda: lanes.describe()[0]["seconds"] > 0.05)
+    line.over()
+    eventually(lambda: lanes.describe()[0]["state"] == "free")
+    assert "clean, force" in care.told
+
+
+def test_a_lane_nobody_waits_for_is_freed_too(
+    make: Callable[..., Lanes],
+    care: Holding,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A lock that a request has left is not there until the next one happens to come."""
+    monkeypatch.setattr(lanes_module, "PARKED", 0.02)
+    lanes = make(1, patience=0.1)
+    line = Line(lanes, "POST /left-open")
+    line.submit(held(care, "an advisory lock is held")).result(SOON)
+    line.over()
+    eventually(lambda: lanes.describe()[0]["state"] == "free")
+    assert "POST /left-open, which is over: an advisory lock is held" in caplog.text
+
+
+def test_a_line_that_goes_on_may_hold_its_lane_for_longer(
+    make: Callable[..., Lanes], care: Holding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Patience is for what is over. A long transaction of a request that lives is its own."""
+    monkeypatch.setattr(lanes_module, "PARKED", 0.01)
+    looks = threading.Semaphore(0)
+    ask = care.held
+
+    def counted() -> str | None:
+        looks.release()
+        return ask()
+
+    monkeypatch.setattr(care, "held", counted)
+    lanes = make(1, patience=0.001)
+    line = Line(lanes, "POST /long")
+    line.submit(held(care, "a transaction is open")).result(SOON)
+    for _ in range(5):
+        assert looks.acquire(timeout=SOON)
+    assert lanes.describe()[0]["state"] == "held"
+    assert "clean, force" not in care.told
+    line.submit(held(care, None)).result(SOON)
+
+
+@pytest.mark.usefixtures("patient")
+def test_what_is_kept_for_a_line_is_there_when_it_comes_back(
+    make: Callable[..., Lanes], care: Holding
+) -> None:
+    """Not cleaned between two calls, nor by the end of another line that was there before."""
+    lanes = make(1)
+    before = Line(lanes, "GET /before")
+    before.submit(me).result(SOON)
+    line = Line(lanes, "GET /")
+    line.submit(keep(care)).result(SOON)
+    cleaned = care.told.count("clean")
+    before.over()
+    for _ in range(3):
+        line.submit(keep(care)).result(SOON)
+    assert care.told.count("clean") == cleaned
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_new_line_leaves_kept_things_alone_where_it_can(
+    make: Callable[..., Lanes], care: Holding
+) -> None:
+    """Of two free lanes it takes the one that keeps nothing."""
+    lanes = make(2)
+    first = Line(lanes, "GET /a")
+    gate = Gate()
+    running = first.submit(lambda: (gate(), keep(care)())[1])
+    assert gate.begun.wait(SOON)
+    other = Line(lanes, "GET /b").submit(me).result(SOON)
+    gate.go.set()
+    home = running.result(SOON)
+    assert Line(lanes, "GET /c").submit(me).result(SOON) is other is not home
+
+
+def test_the_lane_that_was_used_last_is_taken_first(make: Callable[..., Lanes]) -> None:
+    """Few stay warm, and the connections of the others can grow old."""
+    lanes = make(2)
+    gates = [Gate(), Gate()]
+    running = [Line(lanes, f"GET /{i}").submit(gate) for i, gate in enumerate(gates)]
+    assert all(gate.begun.wait(SOON) for gate in gates)
+    for gate, future in zip(gates, running, strict=True):
+        gate.go.set()
+        last = future.result(SOON)
+    for i in range(3):
+        assert Line(lanes, f"GET /next/{i}").submit(me).result(SOON) is last
+
+
+def test_who_comes_back_to_its_lane_goes_before_who_is_new(make: Callable[..., Lanes]) -> None:
+    """What was begun gets done first, also when its next call comes later."""
+    lanes = make(1)
+    begun = Line(lanes, "GET /begun")
+    begun.submit(me).result(SOON)
+    gate = Gate()
+    blocks = Line(lanes, "GET /slow").submit(gate)
+    assert gate.begun.wait(SOON)
+    ran: list[str] = []
+    futures: list[Future[object]] = [Line(lanes, "GET /new").submit(ran.append, "new")]
+    futures.append(begun.submit(ran.append, "begun"))
+    gate.go.set()
+    wait([blocks, *futures], SOON)
+    assert ran == ["begun", "new"]
+
+
+def test_who_knows_only_a_held_lane_waits_for_any(
+    make: Callable[..., Lanes], care: Holding
+) -> None:
+    """In its turn: nobody knows for how long a transaction takes."""
+    lanes = make(2)
+    line = Line(lanes, "GET /a")
+    home = line.submit(me).result(SOON)
+    holder = Line(lanes, "POST /holds")
+    assert holder.submit(held(care, "a transaction is open")).result(SOON) is home
+    gate = Gate()
+    blocks = Line(lanes, "GET /slow").submit(gate)
+    assert gate.begun.wait(SOON)
+    ran: list[str] = []
+    futures = [line.submit(ran.append, "first")]
+    futures += [Line(lanes, f"GET /{i}").submit(ran.append, "later") for i in range(3)]
+    gate.go.set()
+    wait([blocks, *futures], SOON)
+    assert ran[0] == "first"
+    holder.submit(held(care, None)).result(SOON)
+
+
+# -- what comes late or breaks --------------------------------------------------------------------
+
+
+def test_a_call_that_comes_late_wakes_nobody_wrongly(
+    make: Callable[..., Lanes], care: Holding
+) -> None:
+    """A lane that is told of a line which another one serves by now, or which is done, goes on."""
+    lanes = make(2)
+    line = Line(lanes, "GET /a")
+    gate = Gate()
+    running = line.submit(gate)
+    queued = line.submit(me)
+    assert gate.begun.wait(SOON)
+    other = Line(lanes, "GET /b")
+    other.submit(held(care, "a transaction is open")).result(SOON)
+    second = lanes.lanes[1]
+    second.inbox.put(line)  # of the first lane
+    second.inbox.put(other)  # with nothing to do
+    assert other.submit(held(care, None)).result(SOON) is second.thread
+    assert not queued.done()
+    gate.go.set()
+    assert queued.result(SOON) is running.result(SOON)
+
+
+def test_a_lane_is_free_before_the_result_is_out(
+    make: Callable[..., Lanes], care: Holding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has its answer finds the connection given back, and its transaction noticed."""
+    gate = Gate()
+    monkeypatch.setattr(care, "rest", lambda: bool(gate()) and False)
+    line = Line(make(1), "GET /")
+    for job in (int, "".index):
+        future: Future[object] = line.submit(job, "7")
+        assert gate.begun.wait(SOON)
+        assert not future.done()
+        gate.go.set()
+        future.exception(SOON)
+        gate.begun.clear()
+        gate.go.clear()
+    gate.go.set()
+
+
+@pytest.mark.parametrize("broken", ["held", "rest", "clean"])
+def test_a_lane_gets_over_connections_that_cannot_be_asked(
+    make: Callable[..., Lanes],
+    care: Holding,
+    broken: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The result comes, what the thread has is dropped by force, the log says so, others go on."""
+    forced = []
+    clean = care.clean
+
+    def breaks(*, force: bool = False) -> bool:
+        raise RuntimeError("the connection is broken")
+
+    def noted(*, force: bool = False) -> None:
+        forced.append(force)
+        clean(force=force)
+
+    monkeypatch.setattr(care, "clean", noted)
+    monkeypatch.setattr(care, broken, breaks)
+    lanes = make(1)
+    for i in range(3):
+        assert Line(lanes, f"GET /{i}").submit(str, i).result(SOON) == str(i)
+    assert [lane["state"] for lane in lanes.describe()] == ["free"]
+    assert "lane 1 could not" in caplog.text and "the connection is broken" in caplog.text
+    assert broken == "clean" or True in forced
+
+
+def test_what_is_held_at_the_end_is_dropped(make: Callable[..., Lanes], care: Holding) -> None:
+    """A worker that ends leaves no transaction open."""
+    lanes = make(1)
+    Line(lanes, "POST /").submit(held(care, "a transaction is open")).result(SOON)
+    lanes.close(SOON)
+    assert care.told[-2:] == ["clean, force", "end"]
+
+
+def test_a_lane_that_cannot_close_ends_all_the_same(
+    make: Callable[..., Lanes],
+    care: Holding,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The worker does not wait for it, and the log says what happened."""
+
+    def breaks() -> None:
+        raise SystemExit("no more")
+
+    monkeypatch.setattr(care, "end", breaks)
+    lanes = make(1)
+    Line(lanes, "GET /").submit(me).result(SOON)
+    lanes.close(SOON)
+    assert lanes.lanes[0].ended.is_set()
+    assert "lane 1 could not close what it has" in caplog.text
+
+
+def test_nothing_of_the_request_is_kept_for_what_outlives_it(make: Callable[..., Lanes]) -> None:
+    """A task that outlives its request has its line, which knows the request by name only."""
+
+    class Request:
+        name = "GET /"
+
+    request = Request()
+    line = Line(make(1), request)
+    ref = weakref.ref(request)
+    line.over()
+    del request
+    assert ref() is None
+    assert line.name == "GET /"
