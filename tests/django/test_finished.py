@@ -13,30 +13,17 @@ import os
 import subprocess
 import sys
 from functools import cache
-from importlib.metadata import version
 from typing import Any
 
 import pytest
 
 from lifeguard.testing import Postgres
 from tests.django.finished.table import ASGI, UNHEARD, WSGI, Ending
-from tests.support.overlay import ROOT, overlay
+from tests.django.versions import HERE, OTHERS, python_path
+from tests.support.overlay import ROOT
 
 PLAY_WITHIN = 50.0
-PYTHONS = {"4.2": (3, 12), "5.2": (3, 14), "6.0": (3, 14)}
-"""The newest Python of each Django."""
-
-
-def djangos() -> list[str]:
-    """Of the environment, and the others that this Python can run."""
-    here = version("django")
-    known = [django for django, newest in PYTHONS.items() if sys.version_info[:2] <= newest]
-    if sys.version_info < (3, 12):
-        known.remove("6.0")
-    return [*(django for django in known if not here.startswith(django)), here]
-
-
-DJANGOS = djangos()
+DJANGOS = [*OTHERS, HERE]
 
 CLOSES_AGAIN = {"close() raises"}
 """Whether the view's own close() was tried and failed cannot be seen: it is tried again."""
@@ -57,13 +44,10 @@ class Player:
         return result["endings"]
 
     def _run(self, protocol: str, django: str, side: str) -> subprocess.CompletedProcess[str]:
-        path = [str(ROOT)]
-        if django != version("django"):
-            path.insert(0, str(overlay(f"django{django.replace('.', '')}")))
         name = f"finished-{protocol}-{django}-{side}-{os.getpid()}"
         env = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(path),
+            "PYTHONPATH": python_path(django),
             "FINISHED_SIDE": side,
             "FINISHED_DSN": self.pg.named(name),
         }

@@ -11,16 +11,25 @@ import pytest
 
 from lifeguard.testing import Postgres
 from tests.django.scenarios.serving import KEEPS, SERVERS, Site
+from tests.django.versions import HERE, OTHERS
 
 CELLS = [
     pytest.param(
-        (server, keeps),
+        (server, keeps, HERE),
         id=f"{server.split()[0]}, keeps {keeps}",
         # Every row runs on one server in each run of the tests; the rest is `make django`.
         marks=[] if server == "uvicorn" else [pytest.mark.django],
     )
     for server in SERVERS
     for keeps in KEEPS
+] + [
+    pytest.param(
+        ("uvicorn", keeps, django),
+        id=f"uvicorn, keeps {keeps}, Django {django}",
+        marks=pytest.mark.django,
+    )
+    for django in OTHERS
+    for keeps in KEEPS[:2]  # Django 4.2 has no pool
 ]
 
 
@@ -29,8 +38,8 @@ def site(
     request: pytest.FixtureRequest, pg: Postgres, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
     """Guarded. Its rows come in the order of the table, on the same process."""
-    server, keeps = request.param
-    yield from _run(Site, server, keeps, tmp_path_factory, pg)
+    server, keeps, django = request.param
+    yield from _run(Site, server, keeps, tmp_path_factory, pg, django=django)
 
 
 @pytest.fixture

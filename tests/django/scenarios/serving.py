@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lifeguard.testing import Postgres
+from tests.django.versions import HERE, python_path
 from tests.servers import rows
 from tests.servers.harness import FINISH_WITHIN, Server, reset
 
@@ -55,11 +56,18 @@ class Site(Server):
         *,
         bare: bool = False,
         pool_timeout: float = 10.0,
+        django: str = HERE,
     ) -> None:
         row = replace(_ROWS[server], app="tests.django.scenarios.asgi:application")
-        env = {"SCENARIO_KEEPS": keeps, "SCENARIO_POOL_TIMEOUT": str(pool_timeout)}
+        env = {
+            "SCENARIO_KEEPS": keeps,
+            "SCENARIO_POOL_TIMEOUT": str(pool_timeout),
+            "PYTHONPATH": python_path(django),
+        }
         super().__init__(row, folder, pg, name, bare=bare, more=SERVERS[server], env=env)
         self.keeps = keeps
+        self.listens = not django.startswith("4.")
+        """Whether Django listens for a disconnect."""
         self.cancels = server in CANCELS
         self.threads = 0
         """Threads that live on beside the lanes and may keep a connection as long as they do."""
