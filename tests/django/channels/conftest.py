@@ -57,12 +57,14 @@ def accounts(pg: Postgres) -> Iterator[Accounts]:
             connection.execute(f"DROP SCHEMA {schema} CASCADE")
 
 
+ALWAYS = [("uvicorn", "nothing"), ("uvicorn", "in a pool"), ("daphne", "for a minute")]
+"""Each server and each way to keep connections, in every run. All of them is `make django`."""
+
 CELLS = [
     pytest.param(
         (server, keeps),
         id=f"{server}, keeps {keeps}",
-        # Both servers run with Django's defaults in each run of the tests; all is `make django`.
-        marks=[] if server == "uvicorn" or keeps == "nothing" else [pytest.mark.django],
+        marks=[] if (server, keeps) in ALWAYS else [pytest.mark.django],
     )
     for server in SERVERS
     for keeps in KEEPS
