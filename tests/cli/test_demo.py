@@ -221,7 +221,7 @@ def test_bare_and_guarded_differ_by_two_lines(scenario):
     lines = [line for line in scenario.difference.splitlines() if line]
     if scenario.name == "django":  # its pool is Django's own
         installed, *lines = lines
-        assert installed == 'INSTALLED_APPS += ["lifeguard.django"]'
+        assert installed == 'settings.INSTALLED_APPS += ["lifeguard.django"]'
         assert lines == ["import lifeguard", "app = lifeguard.wrap(app)"]
     else:
         assert lines == ["import lifeguard", "app = lifeguard.wrap(app, resources=[pool])"]

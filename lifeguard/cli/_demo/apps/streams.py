@@ -16,14 +16,13 @@ from typing import Any
 from django.conf import settings
 from psycopg.conninfo import conninfo_to_dict
 
-guarded = bool(os.environ.get("GUARDED"))
 login = dict[str, Any](conninfo_to_dict(os.environ["DSN"]))
 login["pool"] = {"min_size": 1, "max_size": 4, "timeout": 1}
 settings.configure(
     SECRET_KEY=os.urandom(16).hex(),
     ALLOWED_HOSTS=["*"],
     ROOT_URLCONF=__name__,
-    INSTALLED_APPS=["lifeguard.django"] if guarded else [],
+    INSTALLED_APPS=[],
     DATABASES={
         "default": {
             "ENGINE": "django.db.backends.postgresql",
@@ -32,6 +31,8 @@ settings.configure(
         }
     },
 )
+if os.environ.get("GUARDED"):
+    settings.INSTALLED_APPS += ["lifeguard.django"]
 
 from asgiref.sync import sync_to_async
 from django.core.asgi import get_asgi_application
@@ -71,7 +72,7 @@ handler500 = failed
 urlpatterns = [path("export", export), path("echo/<token>", echo)]
 app = get_asgi_application()
 
-if guarded:
+if os.environ.get("GUARDED"):
     import lifeguard
 
     app = lifeguard.wrap(app)
