@@ -385,3 +385,22 @@ def test_a_thread_that_keeps_a_connection_is_told(programs: Programs) -> None:
     with programs.run("status", guarded=True) as shown:
         assert ["price-importer", "default"] in shown["threads"]
         assert shown["after"] == len(shown["threads"]) - 1
+
+
+def test_a_thread_that_does_not_use_its_connection_is_told_once(programs: Programs) -> None:
+    """A warning names it when somebody else opens a connection, and says what to do. However
+    often it has connected, it has one connection."""
+    with programs.run("stale", guarded=True) as shown:
+        assert shown["threads"] == [["price-importer", "default"]]
+        assert shown["about"] == [["price-importer", "default"]]
+        (said,) = shown["said"]
+        assert said.startswith("thread 'price-importer' has had a connection to database 'default'")
+        assert "use lifeguard.ThreadPoolExecutor, `with lifeguard.unit():`" in said
+
+
+def test_wrappers_of_statements_end_with_their_block(programs: Programs) -> None:
+    """``connection.execute_wrapper`` hears of what runs in its block, and of nothing after it,
+    also where the connection is opened in the block."""
+    for guarded in (False, True):
+        with programs.run("wrapper_around_the_first_statement", guarded=guarded) as shown:
+            assert shown["heard"] == 2

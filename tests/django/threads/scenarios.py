@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -505,3 +506,58 @@ async def get(app: Any) -> int:
     await asyncio.create_task(app(scope, incoming.get, send))
     status: int = sent[0]["status"]
     return status
+
+
+# -- what lifeguard puts into a connection --------------------------------------------------------
+
+
+def wrapper_around_the_first_statement(context: Context) -> None:
+    """``execute_wrapper`` of an app's own, in a block in which the connection is opened."""
+    heard: list[str] = []
+
+    def hear(execute: Any, sql: str, params: Any, many: bool, cursor: Any) -> Any:
+        heard.append(sql)
+        return execute(sql, params, many, cursor)
+
+    for _ in range(2):
+        with connection.execute_wrapper(hear):
+            query()
+        query()
+        connection.close()
+    context.show(heard=len(heard))
+
+
+def stale(context: Context) -> None:
+    """A thread connects three times, and then does nothing; a later one opens a connection."""
+    from lifeguard.django import _connections, status
+
+    _connections.STALE = 0.0
+    end, started = threading.Event(), threading.Event()
+    said: list[logging.LogRecord] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record)
+
+    def idle() -> None:
+        for _ in range(3):
+            connection.close()
+            query()
+        started.set()
+        end.wait(WITHIN)
+
+    logging.getLogger("lifeguard.leaks").addHandler(Handler())
+    thread = threading.Thread(target=idle, name="price-importer")
+    thread.start()
+    assert started.wait(WITHIN)
+    threads = status()["threads"]
+    for _ in range(2):
+        query()
+        connection.close()
+    end.set()
+    thread.join()
+    context.show(
+        threads=[[entry["thread"], entry["alias"]] for entry in threads],
+        said=[record.getMessage() for record in said],
+        about=[[record.lifeguard_thread, record.lifeguard_alias] for record in said],  # type: ignore[attr-defined]
+    )
