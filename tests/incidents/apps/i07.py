@@ -22,7 +22,8 @@ async def group_send(members):
         async with lifeguard.worker(resources=[pool]):
             await use(members)
     else:
-        await pool.open()
+        if pool.closed:
+            await pool.open(wait=True)
         await use(members)
 
 
