@@ -50,7 +50,7 @@ def bridge(*middleware: Callable[..., Any], tasks: bool = False) -> Callable[[Vi
     def register(view: View) -> View:
         async def scenario(site: Site) -> list[str]:
             app = site.application(*middleware) if middleware else site.app
-            number = AT_ONCE if site.options.guarded else 2
+            number = AT_ONCE if site.options.guarded else 1
             answers = await site.get_all([view] * number, app)
             if site.options.guarded:
                 await until(site.are_free, lambda: f"{site.lanes()}")

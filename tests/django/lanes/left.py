@@ -181,5 +181,5 @@ async def a_stream_that_ends_in_its_transaction(site: Site) -> None:
 
 
 ALL["everything at once"] = everything_at_once
-ALL["atomic with a receiver"] = atomic_with_a_receiver
 ALL["a stream that ends in its transaction"] = a_stream_that_ends_in_its_transaction
+ALL["atomic with a receiver"] = atomic_with_a_receiver

@@ -21,10 +21,10 @@ from typing import Any, TextIO
 
 from tests.django.lanes.site import Options, Site
 
-GIVE_UP = 50.0
+GIVE_UP = 100.0
 """Seconds for one process with all its scenarios."""
 
-SCENARIO_WITHIN = 20.0
+SCENARIO_WITHIN = 40.0
 """Seconds for one of them."""
 
 Scenario = Callable[[Site], Awaitable[Any]]
@@ -74,7 +74,7 @@ def main() -> None:
     import_once(order["driver"])
     children: list[tuple[int, Any]] = []
     for run in order["runs"]:
-        output = tempfile.TemporaryFile("w+")
+        output = tempfile.TemporaryFile("w+")  # noqa: SIM115
         pid = os.fork()
         if pid == 0:
             run_child(order["module"], run, output)
@@ -89,8 +89,13 @@ def main() -> None:
         results.append(result | {"": {"error": f"it ended with {status}"}} if status else result)
     import asgiref
     import django
+    from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
-    versions = {"django": django.get_version(), "asgiref": asgiref.__version__}
+    versions = {
+        "django": django.get_version(),
+        "asgiref": asgiref.__version__,
+        "driver": "psycopg" if is_psycopg3 else "psycopg2",
+    }
     json.dump({**versions, "results": results}, sys.stdout)
 
 

@@ -19,7 +19,7 @@ import psycopg
 
 from tests.django.databases import database
 
-WITHIN = 10.0
+WITHIN = 15.0
 """Seconds for what must happen, on a busy machine."""
 
 DISCONNECT = {"type": "http.disconnect"}
