@@ -112,7 +112,7 @@ class Figures:
             statistics.median(self.cpu),
             ratio=divide(min(self.cpu), yardstick),
             more={
-                "p99 ms": min(self.p99),
+                "p99 ms": min(self.p99, default=float("nan")),
                 "req/s": max(self.rate),
                 "db us": statistics.median(self.database),
                 "conns": self.backends,
@@ -262,7 +262,7 @@ def report(group: Group, way: str, figures: Figured) -> None:
                     group.notes.append(f"{where}: {each.errors.count(error)} x {error}")
             # The same work for both kinds of view: under WSGI there is one kind only.
             threads = min(figures["sync", connections, THREADS].cpu)
-            p99 = min(mine[LANED].p99), min(mine[NATIVE].p99)
+            p99 = (min(mine[name].p99, default=float("nan")) for name in (LANED, NATIVE))
             for name, value in {
                 "default": divide(cpu[LANED], cpu[DEFAULT]),
                 "pool": divide(cpu[LANED], cpu[NATIVE]),
