@@ -69,7 +69,9 @@ class EventLog:
 
     def read(self, *names: str) -> list[Event]:
         """The events so far, in the order they were written; only those of *names*, if given."""
-        events = [Event(**json.loads(line)) for line in self.path.read_text().splitlines()]
+        # A write that crosses a page can be seen half done.
+        complete, _, _ = self.path.read_text().rpartition("\n")
+        events = [Event(**json.loads(line)) for line in complete.splitlines()]
         return [event for event in events if not names or event.event in names]
 
     def count(self, name: str) -> int:
