@@ -101,12 +101,12 @@ def async_streams_that_raise(site: Site) -> None:
 @row("6c")
 def open_tabs(site: Site) -> None:
     """Twelve open tabs, and everybody else is served, in about the same time."""
-    for _ in range(6):
-        without = site.seconds("plain", 15)
+    for _ in range(12):
+        without = site.seconds("plain", 12)
         with contextlib.ExitStack() as stack:
             tabs = [stack.enter_context(site.asking("events")) for _ in range(3 * LANES)]
             assert site.connections(site.allowed()) <= site.allowed()  # the tabs hold none
-            beside = site.seconds("plain", 15)
+            beside = site.seconds("plain", 12)
             for request, client in tabs:
                 site.open_gate(request)
                 reset(client)
