@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import weakref
 from collections import deque
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
 
 TURNS = 8  #: how often lines that a lane knows are served before one that waits for any lane
 LOOK = 0.5  #: seconds between two looks at who waits, while anybody does
+AGAIN = 1.0  #: seconds for which a line that waited in vain does not wait once more
 PARKED = 1.0  #: seconds that a lane keeps, unused, what its line may come back for
 
 
@@ -74,6 +74,7 @@ class Line:
 
     __slots__ = (
         "__weakref__",
+        "given_up",
         "is_over",
         "jobs",
         "lane",
@@ -92,11 +93,18 @@ class Line:
         self.last: Lane | None = None
         self.since = 0.0  # when it began to wait, 0 while it does not
         self.is_over = False
+        self.given_up = -AGAIN  # when it last waited in vain
         self.made_here: Callable[[], bool] | bool = False
 
     @property
     def name(self) -> str:
         return self.work if isinstance(self.work, str) else self.work.name
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a job of it runs or waits."""
+        lane = self.lane
+        return bool(self.jobs) or (lane is not None and lane.why is None)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run ``fn(*args, **kwargs)`` after what was submitted before, in one of the lanes."""
@@ -199,6 +207,7 @@ class Lane:
             del fn, args, kwargs  # nothing of the app's lives on in an idle thread
             following = self._next(line)
             future.set_exception(exc)
+            del future  # its exception has this frame in its traceback
         else:
             del fn, args, kwargs
             following = self._next(line)
@@ -352,21 +361,33 @@ class Lanes:
                 return None
             if self._closed:
                 jobs = self._take_jobs(line)
+                error: Exception = ClosedError(
+                    f"{line.name} has work for a lane, and the worker has ended"
+                )
             else:
                 lane = self._pick(line)
                 if lane is not None:
                     self._bind(lane, line)
                     return lane
-                line.since = now()
-                last = line.last
-                if last is None or last.why is not None:
-                    self._waiting.append(line)
-                else:
-                    last.pinned.append(line)
-                self._watch()
-                return None
-        _fail(jobs, ClosedError(f"{line.name} has work for a lane, and the worker has ended"))
+                if now() - line.given_up >= AGAIN:
+                    self._queue(line)
+                    return None
+                # What comes after a timeout, an error page for one, is not to wait as long again.
+                jobs = self._take_jobs(line)
+                error = LaneTimeout(
+                    f"{line.name} waited for a lane in vain just now, and none is free yet"
+                )
+        _fail(jobs, error)
         return None
+
+    def _queue(self, line: Line) -> None:
+        line.since = now()
+        last = line.last
+        if last is None or last.why is not None:
+            self._waiting.append(line)
+        else:
+            last.pinned.append(line)
+        self._watch()
 
     def _pick(self, line: Line) -> Lane | None:
         free = self._free
@@ -414,8 +435,7 @@ class Lanes:
             if following is None:
                 lane.line = None
                 lane.since = now()
-                if not self._closed:
-                    self._free.append(lane)
+                self._free.append(lane)
                 return None
             self._bind(lane, following)
             return following
@@ -438,9 +458,13 @@ class Lanes:
     def _watch(self) -> None:
         if not self._watching:
             self._watching = True
-            threading.Thread(
-                target=_watch, args=(weakref.ref(self),), name="lifeguard lanes", daemon=True
-            ).start()
+            threading.Thread(target=self._look_often, name="lifeguard lanes", daemon=True).start()
+
+    def _look_often(self) -> None:
+        """Look at who waits, as long as anybody does. Most have their lane before the first look."""
+        pause = threading.Event()
+        while not pause.wait(min(LOOK, self.timeout / 2)) and self._look():
+            pass
 
     def _all_waiting(self) -> list[Line]:
         lines = list(self._waiting)
@@ -457,15 +481,11 @@ class Lanes:
                 return False
             at = now()
             late = [line for line in lines if at - line.since >= self.timeout]
-            taken = len(self.lanes) == self.size and all(
-                lane.line is not None for lane in self.lanes
-            )
             for lane in self.lanes:
                 if lane.why is not None:
                     lane.inbox.put(_LOOK)
-        stuck = (
-            None if late or not taken else self._stuck([x for x in lines if at - x.since > LOOK])
-        )
+        # Whoever waits at all waits because every lane is taken.
+        stuck = None if late else self._stuck([x for x in lines if at - x.since > LOOK])
         with self._lock:
             failing = [x for x in late or ([stuck] if stuck else []) if x.since]
             self._forget(failing)
@@ -512,6 +532,7 @@ class Lanes:
     def _fail(self, line: Line, exc: Exception) -> None:
         with self._lock:
             line.since = 0.0
+            line.given_up = now()
             jobs = self._take_jobs(line)
         _fail(jobs, exc)
 
@@ -532,22 +553,6 @@ def _fail(jobs: list[Job], exc: Exception) -> None:
 
 def _since(line: Line) -> float:
     return line.since
-
-
-def _watch(ref: weakref.ref[Lanes]) -> None:
-    """Look at who waits, as long as anybody does."""
-    pause = threading.Event()
-    while True:
-        lanes = ref()
-        if lanes is None:
-            return
-        seconds = min(LOOK, lanes.timeout / 2)
-        del lanes
-        pause.wait(seconds)
-        lanes = ref()
-        if lanes is None or not lanes._look():
-            return
-        del lanes
 
 
 def _sentence(said: dict[str, Any]) -> str:

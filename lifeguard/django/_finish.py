@@ -47,6 +47,7 @@ class Finish(Exit):
         "sender",
         "task",
         "unit",
+        "was_closed",
     )
 
     def __init__(self, unit: Unit, line: Line | None, context: object = None) -> None:
@@ -56,6 +57,7 @@ class Finish(Exit):
         self.open = 0  # request_started less request_finished
         self.first: Callable[[], None] | None = None  # what the first call in a lane takes along
         self.response: Any = None
+        self.was_closed = False  # by its own close(), which may have failed
         self.sender: Any = None
         self.home = asyncio.current_task() if unit.awaits else None
         self.task: asyncio.Task[Any] | None = None  # of Django's, which makes the response
@@ -63,15 +65,19 @@ class Finish(Exit):
 
     @property
     def awaits(self) -> bool:  # type: ignore[override]
-        return self.unit.awaits and self._is_due()
+        return self.unit.awaits and (self._is_due() or self._is_busy())
 
     def _is_due(self) -> bool:
         return self.open > 0
 
+    def _is_busy(self) -> bool:
+        """Whether a cancelled request has left a call behind, which is still running."""
+        return self.line is not None and self.line.is_busy
+
     def run(self, awaits: bool) -> object:
+        if awaits and self.awaits:
+            return self._afinish()
         if self._is_due():
-            if self.unit.awaits:
-                return self._afinish()
             self._finish()
         self._over()
         return None
@@ -115,7 +121,11 @@ class Finish(Exit):
             SyncToAsync.thread_sensitive_context.set(self.context)  # type: ignore[arg-type]
         try:
             await self._end_task()
-            await sync_to_async(self._finish)()
+            try:
+                seconds = self.unit.worker.guard.grace / 2
+                await asyncio.wait_for(sync_to_async(self._finish)(), seconds)
+            except TimeoutError:  # no lane came: then nothing of this request's is in one
+                await sync_to_async(self._finish, thread_sensitive=False)()
         finally:
             self._over()
 
@@ -137,8 +147,18 @@ class Finish(Exit):
         self.open = 0
 
     def _close_response(self) -> None:
-        if self.response is not None and not self.response.closed:
-            self.response.close()  # which sends the signal
+        response = self.response
+        if response is None or response.closed:
+            return
+        if not self.was_closed:
+            response.close()  # which sends the signal
+            return
+        for closer in response._resource_closers:  # its own close() has failed before these
+            try:
+                closer()
+            except Exception as exc:
+                self.unit.worker.guard.report(self.unit, exc)
+        response._resource_closers.clear()
 
     def _tell_receivers(self) -> None:
         signals.request_finished.send(sender=self.sender)
@@ -280,5 +300,14 @@ def _note_task() -> None:
 
 def _note(response: Any) -> None:
     finish = request.get()
-    if finish is not None and finish.response is None:
-        finish.response = response
+    if finish is None or finish.response is not None:
+        return
+    finish.response = response
+    if type(response).close is not HttpResponseBase.close:
+        close = response.close
+
+        def noting_close() -> None:
+            finish.was_closed = True
+            close()
+
+        response.close = noting_close

@@ -6,8 +6,10 @@ synchronisation there is.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
+import signal
 import sys
 import threading
 import weakref
@@ -273,8 +275,29 @@ def test_waiting_is_bounded_and_says_who_has_the_lanes(
     holder.submit(held(care, None)).result(SOON)
 
 
-def test_a_line_that_was_given_up_can_wait_again(make: Callable[..., Lanes]) -> None:
-    """The error page of the request that waited in vain waits anew."""
+def test_after_a_timeout_nobody_waits_as_long_again(make: Callable[..., Lanes]) -> None:
+    """The error page of a request that waited in vain is not kept waiting for the same lanes."""
+    lanes = make(1, timeout=0.2)
+    gate = Gate()
+    busy = Line(lanes, "GET /slow").submit(gate)
+    assert gate.begun.wait(SOON)
+    line = Line(lanes, "GET /late")
+    with pytest.raises(LaneTimeout, match=r"waited for a lane for 0\."):
+        line.submit(me).result(SOON)
+    again = line.submit(me)
+    assert again.done()
+    with pytest.raises(LaneTimeout, match="GET /late waited for a lane in vain just now"):
+        again.result()
+    gate.go.set()
+    busy.result(SOON)
+    assert line.submit(me).result(SOON)  # as soon as one is free
+
+
+def test_a_line_that_was_given_up_can_wait_again(
+    make: Callable[..., Lanes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A moment later it waits in turn, as everybody does."""
+    monkeypatch.setattr(lanes_module, "AGAIN", 0.0)
     lanes = make(1, timeout=0.2)
     gate = Gate()
     busy = Line(lanes, "GET /slow").submit(gate)
@@ -743,10 +766,29 @@ def test_a_call_that_comes_late_wakes_nobody_wrongly(
     second = lanes.lanes[1]
     second.inbox.put(line)  # of the first lane
     second.inbox.put(other)  # with nothing to do
+    eventually(second.inbox.empty)
     assert other.submit(held(care, None)).result(SOON) is second.thread
     assert not queued.done()
     gate.go.set()
     assert queued.result(SOON) is running.result(SOON)
+
+
+def test_a_call_that_a_look_finds_makes_its_lane_busy(
+    make: Callable[..., Lanes], care: Holding
+) -> None:
+    """A look may come between a call and its waking: people are told what is true then, too."""
+    lanes = make(1)
+    line = Line(lanes, "POST /")
+    line.submit(held(care, "a transaction is open")).result(SOON)
+    gate = Gate()
+    future: Future[object] = Future()
+    line.jobs.append((future, gate, (), {}))
+    lanes.lanes[0].inbox.put(lanes_module._LOOK)
+    assert gate.begun.wait(SOON)
+    assert lanes.describe()[0]["state"] == "busy"
+    gate.go.set()
+    assert future.result(SOON)
+    line.submit(held(care, None)).result(SOON)
 
 
 def test_a_lane_is_free_before_the_result_is_out(
@@ -836,3 +878,324 @@ def test_nothing_of_the_request_is_kept_for_what_outlives_it(make: Callable[...,
     del request
     assert ref() is None
     assert line.name == "GET /"
+
+
+# -- who goes before whom ------------------------------------------------------------------------
+
+
+def test_a_line_with_much_to_do_gives_way_to_who_knows_its_lane(
+    make: Callable[..., Lanes],
+) -> None:
+    """Not only to new lines: the next call of another request is not behind all of its calls."""
+    lanes = make(1)
+    other, busy = Line(lanes, "GET /other"), Line(lanes, "GET /busy")
+    other.submit(me).result(SOON)
+    gate = Gate()
+    ran: list[str] = []
+    futures: list[Future[object]] = [busy.submit(gate)]
+    assert gate.begun.wait(SOON)
+    futures += [busy.submit(ran.append, "busy") for _ in range(20)]
+    futures.append(other.submit(ran.append, "other"))
+    gate.go.set()
+    wait(futures, SOON)
+    assert ran.index("other") == 0
+
+
+def test_new_lines_do_not_push_back_what_was_begun(make: Callable[..., Lanes]) -> None:
+    """After each new line, what was begun has its turns again."""
+    lanes = make(1)
+    busy = Line(lanes, "GET /busy")
+    gate = Gate()
+    ran: list[str] = []
+    futures: list[Future[object]] = [busy.submit(gate)]
+    assert gate.begun.wait(SOON)
+    futures += [busy.submit(ran.append, "busy") for _ in range(4 * TURNS)]
+    futures += [Line(lanes, f"GET /{i}").submit(ran.append, "new") for i in range(3)]
+    gate.go.set()
+    wait(futures, SOON)
+    assert [i for i, name in enumerate(ran) if name == "new"] == [
+        TURNS,
+        2 * TURNS + 1,
+        3 * TURNS + 2,
+    ]
+
+
+def test_who_waits_for_a_lane_that_becomes_held_waits_for_any(
+    make: Callable[..., Lanes], care: Holding
+) -> None:
+    """In the order in which they came, and before lines that are new."""
+    lanes = make(2)
+    gates = [Gate(), Gate()]
+    begun = [Line(lanes, "GET /a"), Line(lanes, "GET /b")]
+    for line in begun:
+        line.submit(me).result(SOON)  # both in the first lane
+    holder = Line(lanes, "POST /holds")
+    holds = holder.submit(lambda: (gates[0](), held(care, "a transaction is open")()))
+    assert gates[0].begun.wait(SOON)
+    blocks = Line(lanes, "GET /slow").submit(gates[1])
+    assert gates[1].begun.wait(SOON)
+    ran: list[str] = []
+    futures = [Line(lanes, "GET /new").submit(ran.append, "new")]
+    futures += [line.submit(ran.append, line.name) for line in begun]
+    gates[0].go.set()
+    holds.result(SOON)
+    gates[1].go.set()
+    wait([blocks, *futures], SOON)
+    assert ran == ["GET /a", "GET /b", "new"]
+    holder.submit(held(care, None)).result(SOON)
+
+
+def test_a_line_waits_once_however_much_it_is_given(make: Callable[..., Lanes]) -> None:
+    """Also while it gives way in the middle of its calls: no second lane comes for it."""
+    lanes = make(1)
+    first, second = Line(lanes, "GET /a"), Line(lanes, "GET /b")
+    gates = [Gate(), Gate()]
+    ran: list[int] = []
+    futures: list[Future[object]] = [first.submit(gates[0])]
+    assert gates[0].begun.wait(SOON)
+    futures.append(first.submit(ran.append, 1))
+    futures.append(second.submit(gates[1]))
+    gates[0].go.set()
+    assert gates[1].begun.wait(SOON)
+    futures.append(first.submit(ran.append, 2))
+    assert [waiting["by"] for waiting in lanes.waiting()] == ["GET /a"]
+    gates[1].go.set()
+    wait(futures, SOON)
+    assert ran == [1, 2]
+
+
+def test_what_ends_by_itself_holds_a_lane_no_more(
+    make: Callable[..., Lanes], care: Holding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cursor that was thrown away between two calls: a look finds the lane free, once."""
+    monkeypatch.setattr(lanes_module, "PARKED", 0.01)
+    why: list[str | None] = ["a server-side cursor is open"]
+    looks = threading.Semaphore(0)
+
+    def ask() -> str | None:
+        looks.release()
+        return why[0]
+
+    monkeypatch.setattr(care, "held", ask)
+    lanes = make(1)
+    Line(lanes, "GET /").submit(me).result(SOON)
+    for _ in range(3):
+        assert looks.acquire(timeout=SOON)
+    assert lanes.describe()[0]["state"] == "held"
+    why[0] = None
+    eventually(lambda: lanes.describe()[0]["state"] == "free")
+    assert lanes.lanes[0].why is None
+    assert Line(lanes, "GET /next").submit(me).result(SOON)
+    assert lanes._free == lanes.lanes  # once
+
+
+def test_what_a_job_raises_is_freed_with_its_future(make: Callable[..., Lanes]) -> None:
+    """A view that failed leaves nothing to the garbage collector: not its cursors, for one."""
+
+    class Thing:
+        pass
+
+    refs: list[weakref.ref[Thing]] = []
+
+    def fails() -> None:
+        thing = Thing()
+        refs.append(weakref.ref(thing))
+        raise ValueError
+
+    line = Line(make(1), "GET /")
+    gc.collect()
+    gc.disable()
+    try:
+        assert type(line.submit(fails).exception(SOON)) is ValueError
+        line.submit(me).result(SOON)  # the thread has left the job before
+        assert refs[0]() is None
+    finally:
+        gc.enable()
+
+
+# -- who is given up, and who is not -------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_waits_makes_lanes_look_at_what_they_hold(
+    make: Callable[..., Lanes], care: Holding
+) -> None:
+    """What is over and held for too long is freed for who waits, not a moment later by itself."""
+    lanes = make(1, patience=0.1)
+    line = Line(lanes, "POST /left-open")
+    line.submit(held(care, "a transaction is open")).result(SOON)
+    line.over()
+    assert Line(lanes, "GET /next").submit(me).result(SOON)
+
+
+def test_a_cancelled_call_does_not_keep_others_from_their_timeout(
+    make: Callable[..., Lanes],
+) -> None:
+    """One client has left, others wait: each of them is told."""
+    lanes = make(1, timeout=0.2)
+    gate = Gate()
+    busy = Line(lanes, "GET /slow").submit(gate)
+    assert gate.begun.wait(SOON)
+    line = Line(lanes, "GET /late")
+    left, stays = line.submit(me), line.submit(me)
+    assert left.cancel()
+    other = Line(lanes, "GET /other").submit(me)
+    for future in (stays, other):
+        with pytest.raises(LaneTimeout):
+            future.result(SOON)
+    gate.go.set()
+    busy.result(SOON)
+
+
+def asked(line: Line, answer: bool) -> threading.Event:
+    """Set when somebody wants to know whether this process has made the request."""
+    event = threading.Event()
+
+    def made_here() -> bool:
+        event.set()
+        return answer
+
+    line.made_here = made_here
+    return event
+
+
+@pytest.mark.parametrize(("size", "own"), [(1, 0), (2, 1)])
+def test_waiting_is_no_deadlock_while_a_lane_may_become_free(
+    make: Callable[..., Lanes], monkeypatch: pytest.MonkeyPatch, size: int, own: int
+) -> None:
+    """Slow requests, and fewer of the own ones than lanes: everybody gets through."""
+    monkeypatch.setattr(lanes_module, "LOOK", 0.02)
+    lanes = make(size, timeout=60)
+    gates = [Gate() for _ in range(size)]
+    busy = [Line(lanes, f"GET /slow/{i}").submit(gate) for i, gate in enumerate(gates)]
+    assert all(gate.begun.wait(SOON) for gate in gates)
+    futures = []
+    for i in range(3):
+        line = Line(lanes, f"GET /{i}")
+        looked = asked(line, i < own)
+        futures.append(line.submit(me))
+        assert looked.wait(SOON)  # so those before were judged with it
+    assert not any(future.done() for future in futures)
+    for gate in gates:
+        gate.go.set()
+    for future in (*busy, *futures):
+        assert future.result(SOON)
+
+
+def test_a_request_to_the_own_server_may_wait_for_a_moment(
+    make: Callable[..., Lanes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only who has waited for a while is suspected."""
+    monkeypatch.setattr(lanes_module, "LOOK", 3600.0)
+    lanes = make(1, timeout=7200)
+    gate = Gate()
+    busy = Line(lanes, "GET /slow").submit(gate)
+    assert gate.begun.wait(SOON)
+    line = Line(lanes, "GET /inner")
+    line.made_here = True
+    future = line.submit(me)
+    assert lanes._look()
+    gate.go.set()
+    assert future.result(SOON) and busy.result(SOON)
+
+
+def test_who_gets_a_lane_in_that_very_moment_is_not_given_up(
+    make: Callable[..., Lanes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To find out who has made a request takes a while, and lanes go on meanwhile."""
+    monkeypatch.setattr(lanes_module, "LOOK", 0.02)
+    lanes = make(1, timeout=60)
+    first, second = Gate(), Gate()
+    busy = Line(lanes, "GET /slow").submit(first)
+    assert first.begun.wait(SOON)
+    line = Line(lanes, "GET /inner")
+    judged = threading.Event()
+
+    def made_here() -> bool:
+        first.go.set()
+        assert second.begun.wait(SOON)
+        judged.set()
+        return True
+
+    line.made_here = made_here
+    futures: list[Future[object]] = [line.submit(second), line.submit(str, "queued")]
+    assert judged.wait(SOON)
+    other = Line(lanes, "GET /other")
+    looked = asked(other, False)
+    futures.append(other.submit(me))
+    assert looked.wait(SOON)  # the look before is over
+    second.go.set()
+    assert busy.result(SOON)
+    assert [bool(future.result(SOON)) for future in futures] == [True] * 3
+
+
+# -- ends ----------------------------------------------------------------------------------------
+
+
+def test_closing_in_a_loop_waits_for_the_lanes_without_blocking_it(
+    make: Callable[..., Lanes], care: Holding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their last jobs may need the loop, and what comes after may need them to be over."""
+    gate = Gate()
+    monkeypatch.setattr(care, "end", gate)
+    lanes = make(1)
+    Line(lanes, "GET /").submit(me).result(SOON)
+
+    async def main() -> None:
+        closing = asyncio.create_task(lanes.aclose())
+        assert await asyncio.to_thread(gate.begun.wait, SOON)
+        assert not closing.done()
+        gate.go.set()
+        await asyncio.wait_for(closing, SOON)
+
+    asyncio.run(main())
+    assert lanes.lanes[0].ended.is_set()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_fork_in_the_middle_of_something_leaves_the_child_able_to_ask(
+    make: Callable[..., Lanes],
+) -> None:
+    """Another thread may be choosing a lane in that moment, and is not there in the child."""
+    lanes = make(1)
+    Line(lanes, "GET /").submit(me).result(SOON)
+    with lanes._lock:
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(int(SOON))  # or a child that waits for the lock would stay
+            try:
+                Line(lanes, "GET /child").submit(me).result(SOON)
+            except ClosedError:
+                os._exit(0)
+            finally:
+                os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_one_thread_looks_at_who_waits_and_only_while_somebody_does(
+    make: Callable[..., Lanes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends when nobody waits, and there is one again for those who wait later."""
+    watched: list[bool] = []
+    look_often = Lanes._look_often
+
+    def counted(lanes: Lanes) -> None:
+        watched.append(True)
+        look_often(lanes)
+        watched.append(False)
+
+    monkeypatch.setattr(Lanes, "_look_often", counted)
+    lanes = make(1, timeout=0.1)
+    gate = Gate()
+    busy = Line(lanes, "GET /slow").submit(gate)
+    assert gate.begun.wait(SOON)
+    for round in range(2):
+        late = [Line(lanes, f"GET /{round}/{i}").submit(me) for i in range(3)]
+        for future in late:
+            with pytest.raises(LaneTimeout):
+                future.result(SOON)
+        eventually(lambda: not watched[-1])
+        assert watched == [True, False] * (round + 1)
+    gate.go.set()
+    busy.result(SOON)
