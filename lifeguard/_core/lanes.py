@@ -461,7 +461,7 @@ class Lanes:
             threading.Thread(target=self._look_often, name="lifeguard lanes", daemon=True).start()
 
     def _look_often(self) -> None:
-        """Look at who waits, as long as anybody does. Most have their lane before the first look."""
+        """Look at who waits, while anybody does. Most have their lane before the first look."""
         pause = threading.Event()
         while not pause.wait(min(LOOK, self.timeout / 2)) and self._look():
             pass
