@@ -953,15 +953,15 @@ def test_a_line_waits_once_however_much_it_is_given(make: Callable[..., Lanes]) 
     ran: list[int] = []
     futures: list[Future[object]] = [first.submit(gates[0])]
     assert gates[0].begun.wait(SOON)
-    futures.append(first.submit(ran.append, 1))
+    futures += [first.submit(ran.append, i) for i in range(TURNS + 2)]
     futures.append(second.submit(gates[1]))
     gates[0].go.set()
     assert gates[1].begun.wait(SOON)
-    futures.append(first.submit(ran.append, 2))
+    futures.append(first.submit(ran.append, TURNS + 2))
     assert [waiting["by"] for waiting in lanes.waiting()] == ["GET /a"]
     gates[1].go.set()
     wait(futures, SOON)
-    assert ran == [1, 2]
+    assert ran == list(range(TURNS + 3))
 
 
 def test_what_ends_by_itself_holds_a_lane_no_more(
