@@ -183,8 +183,8 @@ def test_waiting_for_a_lane(programs: Programs, name: str) -> None:
         passed(result, name)
 
 
-A_FEW = 48
-"""Queries of tabs for one of a request: eight turns of each of two lanes, thrice."""
+A_FEW = 20 * fair.TABS
+"""Queries of all tabs while one request is served, which takes some turns of the event loop, too."""
 
 
 @pytest.mark.parametrize("name", fair.ALL)
