@@ -184,7 +184,7 @@ def test_waiting_for_a_lane(programs: Programs, name: str) -> None:
 
 
 A_FEW = 20 * fair.TABS
-"""Queries of all tabs while one request is served, which takes some turns of the event loop, too."""
+"""Queries of all tabs while one request is served: that takes turns of the event loop, too."""
 
 
 @pytest.mark.parametrize("name", fair.ALL)
