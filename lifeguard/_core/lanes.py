@@ -217,6 +217,8 @@ class Lane:
     def _next(self, line: Line) -> Line | None:
         care = self.lanes.care
         try:
+            if line.is_over:
+                care.clean()
             why = care.held()
             if why is not None and line.is_over and self._is_patient_no_more():
                 _log(

@@ -221,15 +221,21 @@ def close_for_good(connection: Any) -> None:
     if connection.connection is None or connection.allow_thread_sharing:
         return
     try:
-        connection.in_atomic_block = False
-        connection.savepoint_ids = []
-        connection.run_on_commit = []
-        connection.needs_rollback = False
+        forget_transaction(connection)
         if connection.__dict__[_MARK].pooled:
             _reset(connection.connection)
         connection.close()
     except Exception:  # the socket may be gone already
         pass
+
+
+def forget_transaction(connection: Any) -> None:
+    """Whoever began it is gone: the next one does not begin inside of it."""
+    connection.in_atomic_block = False
+    connection.closed_in_transaction = False
+    connection.needs_rollback = False
+    connection.savepoint_ids = []
+    connection.run_on_commit = []
 
 
 def _reset(raw: Any) -> None:
@@ -311,10 +317,13 @@ class ConnectionCare(Care):
         entry = thread.entry
         if entry is not None:
             for connection in list(entry.wrappers):
+                why = None
                 if connection.connection is not None:
                     why = holds(connection)
-                    if why is not None:
-                        return why
+                elif connection.in_atomic_block:
+                    why = "a transaction is open, and its connection is closed"
+                if why is not None:
+                    return why
         return None
 
     def rest(self) -> bool:
@@ -338,8 +347,8 @@ class ConnectionCare(Care):
             return
         for connection in list(entry.wrappers):
             if connection.connection is None:
-                continue
-            if holds(connection) is None:
+                forget_transaction(connection)  # closed inside of it: there is nothing to end
+            elif holds(connection) is None:
                 connection.close_if_unusable_or_obsolete()
             elif force:
                 close_for_good(connection)

@@ -174,8 +174,6 @@ class _Stream:
             self.response.close()
         finally:
             request.set(outer)
-            if get_ident() != self.thread:
-                tidy_thread()
 
 
 def is_own(scope: Any) -> bool:
