@@ -147,7 +147,7 @@ class Latch:
         self._closed.release()
         while self._wakers:
             try:
-                wake = self._wakers.pop()
+                wake = self._wakers.pop(0)  # who came first goes on first
             except IndexError:
                 break
             try:

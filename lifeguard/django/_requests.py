@@ -76,7 +76,10 @@ def _done(call: Callable[[], Any]) -> Future[Any]:
         future.set_result(call())
     except Exception as exc:
         future.set_exception(exc)
-    return future
+    try:
+        return future
+    finally:
+        del future  # its exception has this frame in its traceback
 
 
 class Context:

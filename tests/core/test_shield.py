@@ -266,6 +266,27 @@ def test_a_latch_set_between_the_look_and_the_wait_is_not_missed(backend: str) -
     run(backend, main)
 
 
+def test_a_latch_wakes_who_waited_first_first() -> None:
+    """The first requests that wait for a worker to open are served in the order of their coming.
+    (asyncio; trio wakes in an order of its own choosing.)"""
+    woken: list[int] = []
+
+    async def wait(latch: Latch, number: int) -> None:
+        await latch.wait_async()
+        woken.append(number)
+
+    async def main() -> None:
+        latch = Latch()
+        tasks = [asyncio.create_task(wait(latch, number)) for number in range(5)]
+        while len(latch._wakers) < len(tasks):
+            await asyncio.sleep(0)
+        latch.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+    assert woken == list(range(5))
+
+
 def test_a_latch_wakes_the_rest_although_the_loop_of_one_waiter_is_gone() -> None:
     """A closed loop has nobody waiting on it, and must not keep others from going on."""
     latch = Latch()
