@@ -644,6 +644,9 @@ def _first_request(sender: Any = None, scope: Any = None, environ: Any = None, *
         return
     protocol = "asgi" if scope is not None else "wsgi"
     hint = _WRAP_HINT.format(maker=f"get_{protocol}_application", module=f"{protocol}.py")
+    setting = f"{protocol.upper()}_APPLICATION"
+    if not getattr(settings, setting, None):
+        hint += f" Is it there? Then name it in {setting}: runserver serves that one."
     past = "lifeguard.wrap"
     if any(key == "lifeguard" or str(key).startswith("lifeguard.") for key in served):
         past = "the guard that lifeguard.django belongs to, but another one"

@@ -9,6 +9,7 @@ login = conninfo_to_dict(os.environ["LIFEGUARD_DSN"])
 SECRET_KEY = os.environ.get("SECRET_KEY") or os.urandom(16).hex()
 ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
 ROOT_URLCONF = "shop.urls"
+WSGI_APPLICATION = "shop.wsgi.application"
 INSTALLED_APPS = ["shop"]
 MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
