@@ -119,6 +119,7 @@ class Line:
         """The work has ended. What is queued still runs; nothing is kept for it any more."""
         self.is_over = True
         self.work = self.name  # and nothing more of it is kept
+        self.made_here = False
         lane = self.last
         # A look for what is not locked: a lane that is busy looks itself when the job is done.
         if lane is not None and lane.line_kept is self and (lane.keeps or lane.why is not None):

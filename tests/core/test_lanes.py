@@ -442,6 +442,26 @@ def test_an_idle_lane_keeps_nothing_alive(make: Callable[..., Lanes]) -> None:
     assert ref() is None
 
 
+def test_a_line_that_is_over_keeps_its_name_and_no_more(make: Callable[..., Lanes]) -> None:
+    """Tasks that outlive a request have its line, and not the request by it."""
+
+    class Request:
+        name = "GET /big"
+
+        def made_here(self) -> bool:
+            return False
+
+    request = Request()
+    ref = weakref.ref(request)
+    line = Line(make(1), request)
+    line.made_here = request.made_here
+    line.submit(me).result(SOON)
+    line.over()
+    del request
+    assert ref() is None
+    assert line.name == "GET /big"
+
+
 def test_lines_are_forgotten_with_their_last_reference(make: Callable[..., Lanes]) -> None:
     """Nothing grows with the number of requests: a lane remembers the last one, and no more."""
     lanes = make(2)
