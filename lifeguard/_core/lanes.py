@@ -80,7 +80,7 @@ class Line:
         "lane",
         "lanes",
         "last",
-        "made_here",
+        "own",
         "since",
         "work",
     )
@@ -94,11 +94,15 @@ class Line:
         self.since = 0.0  # when it began to wait, 0 while it does not
         self.is_over = False
         self.given_up = -AGAIN  # when it last waited in vain
-        self.made_here: Callable[[], bool] | bool = False
+        self.own: bool | None = None  # what made_here() said, once it was asked
 
     @property
     def name(self) -> str:
         return self.work if isinstance(self.work, str) else self.work.name
+
+    def made_here(self) -> bool:
+        """Whether this very process has asked for the work, and waits for it. A host may know."""
+        return False
 
     @property
     def is_busy(self) -> bool:
@@ -119,7 +123,6 @@ class Line:
         """The work has ended. What is queued still runs; nothing is kept for it any more."""
         self.is_over = True
         self.work = self.name  # and nothing more of it is kept
-        self.made_here = False
         lane = self.last
         # A look for what is not locked: a lane that is busy looks itself when the job is done.
         if lane is not None and lane.line_kept is self and (lane.keeps or lane.why is not None):
@@ -500,9 +503,9 @@ class Lanes:
         """The line to give up, where each lane waits for a request that this process made."""
         mine: list[Line] = []
         for line in lines:
-            if callable(line.made_here):
-                line.made_here = line.made_here()
-            if line.made_here:
+            if line.own is None:
+                line.own = line.made_here()
+            if line.own:
                 mine.append(line)
         return mine[0] if len(mine) >= self.size else None
 

@@ -92,15 +92,12 @@ class Finish(Exit):
         """The response's ``close``, if that is what asgiref wants *fn* to call, and no trip to a
         lane is due for it: there is nothing to close, and nobody but Django listens."""
         try:
-            child = fn.args[-1]
-            close = child.func
+            close = fn.args[-1].func
             response = close.__self__
         except (AttributeError, IndexError):
             return None
         if (
-            response is self.response
-            and close.__func__ is HttpResponseBase.close
-            and not child.args
+            close.__func__ is HttpResponseBase.close
             and all(map(_is_small, response._resource_closers))
             and _only_django_listens(response._handler_class)
         ):

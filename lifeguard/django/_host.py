@@ -103,9 +103,8 @@ class LanesResource(Resource[Lanes]):
     __slots__ = ("options",)
 
     def __init__(self, options: Options) -> None:
-        super().__init__(
-            attach, guard=options.guard, name="lanes of Django", made="lifeguard.django"
-        )
+        name = "lanes of Django"
+        super().__init__(self.open, guard=options.guard, name=name, made="lifeguard.django")
         self.options = options
 
     @property

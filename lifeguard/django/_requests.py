@@ -60,6 +60,10 @@ class RequestLine(Line):
             return super().submit(_after, first, fn, args, kwargs)
         return super().submit(fn, *args, **kwargs)
 
+    def made_here(self) -> bool:
+        finish = self.finish
+        return finish is not None and is_own(finish.unit.source)  # the scope
+
     def over(self) -> None:
         self.finish = None
         super().over()
@@ -117,7 +121,6 @@ class DjangoLayer(Layer):
             else:
                 line = RequestLine(lanes_of_worker(), unit)
                 line.guard = guard
-                line.made_here = lambda: is_own(scope)
                 context = Context()
                 executors[context] = line
                 line.finish = finish = Finish(unit, line, context)

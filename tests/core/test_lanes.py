@@ -71,6 +71,17 @@ class Gate:
         return threading.current_thread()
 
 
+class Asked(Line):
+    """A line that the test says of whether this process has made the request."""
+
+    __slots__ = ("answer",)
+
+    answer: Callable[[], bool]
+
+    def made_here(self) -> bool:
+        return self.answer()
+
+
 def me() -> threading.Thread:
     return threading.current_thread()
 
@@ -319,8 +330,8 @@ def test_lanes_that_wait_for_each_other_are_told(make: Callable[..., Lanes]) -> 
 
     def view(path: str) -> object:
         begun.wait(SOON)
-        line = Line(lanes, path)
-        line.made_here = lambda: True
+        line = Asked(lanes, path)
+        line.answer = lambda: True
         inner.append(line.submit(me))
         return inner[-1].exception(SOON) or "200"
 
@@ -337,8 +348,8 @@ def test_one_request_to_the_own_server_is_no_deadlock(make: Callable[..., Lanes]
     lanes = make(2, timeout=60)
 
     def view() -> object:
-        line = Line(lanes, "GET /inner")
-        line.made_here = lambda: True
+        line = Asked(lanes, "GET /inner")
+        line.answer = lambda: True
         return line.submit(str, "inner").result(SOON)
 
     assert Line(lanes, "GET /outer").submit(view).result(SOON) == "inner"
@@ -448,13 +459,9 @@ def test_a_line_that_is_over_keeps_its_name_and_no_more(make: Callable[..., Lane
     class Request:
         name = "GET /big"
 
-        def made_here(self) -> bool:
-            return False
-
     request = Request()
     ref = weakref.ref(request)
     line = Line(make(1), request)
-    line.made_here = request.made_here
     line.submit(me).result(SOON)
     line.over()
     del request
@@ -1067,7 +1074,7 @@ def test_a_cancelled_call_does_not_keep_others_from_their_timeout(
     busy.result(SOON)
 
 
-def asked(line: Line, answer: bool) -> threading.Event:
+def asked(line: Asked, answer: bool) -> threading.Event:
     """Set when somebody wants to know whether this process has made the request."""
     event = threading.Event()
 
@@ -1075,7 +1082,7 @@ def asked(line: Line, answer: bool) -> threading.Event:
         event.set()
         return answer
 
-    line.made_here = made_here
+    line.answer = made_here
     return event
 
 
@@ -1091,7 +1098,7 @@ def test_waiting_is_no_deadlock_while_a_lane_may_become_free(
     assert all(gate.begun.wait(SOON) for gate in gates)
     futures = []
     for i in range(3):
-        line = Line(lanes, f"GET /{i}")
+        line = Asked(lanes, f"GET /{i}")
         looked = asked(line, i < own)
         futures.append(line.submit(me))
         assert looked.wait(SOON)  # so those before were judged with it
@@ -1111,8 +1118,8 @@ def test_a_request_to_the_own_server_may_wait_for_a_moment(
     gate = Gate()
     busy = Line(lanes, "GET /slow").submit(gate)
     assert gate.begun.wait(SOON)
-    line = Line(lanes, "GET /inner")
-    line.made_here = True
+    line = Asked(lanes, "GET /inner")
+    line.answer = lambda: True
     future = line.submit(me)
     assert lanes._look()
     gate.go.set()
@@ -1128,7 +1135,7 @@ def test_who_gets_a_lane_in_that_very_moment_is_not_given_up(
     first, second = Gate(), Gate()
     busy = Line(lanes, "GET /slow").submit(first)
     assert first.begun.wait(SOON)
-    line = Line(lanes, "GET /inner")
+    line = Asked(lanes, "GET /inner")
     judged = threading.Event()
 
     def made_here() -> bool:
@@ -1137,10 +1144,10 @@ def test_who_gets_a_lane_in_that_very_moment_is_not_given_up(
         judged.set()
         return True
 
-    line.made_here = made_here
+    line.answer = made_here
     futures: list[Future[object]] = [line.submit(second), line.submit(str, "queued")]
     assert judged.wait(SOON)
-    other = Line(lanes, "GET /other")
+    other = Asked(lanes, "GET /other")
     looked = asked(other, False)
     futures.append(other.submit(me))
     assert looked.wait(SOON)  # the look before is over
