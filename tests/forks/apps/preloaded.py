@@ -2,13 +2,16 @@
 
 ``wsgi`` and ``asgi`` answer the question they are asked (``/1234``), and say which backend it was.
 ``/fork/1234`` asks a child, forked in the middle of the request, while the request itself has a
-connection out, a callback registered and a transaction open.
+connection out, a callback registered and a transaction open. With ``APP_QUIET`` the import ends
+when the pool's threads rest.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
+import time
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -76,7 +79,24 @@ async def asgi(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+def rests(thread: Any) -> bool:
+    """Whether it waits for a lock, as threads do that have nothing to do."""
+    frame = sys._current_frames().get(thread.ident)
+    return frame is not None and frame.f_code.co_name == "wait"
+
+
+def quiet() -> None:
+    looks, deadline = 0, time.monotonic() + 10
+    while looks < 10 and time.monotonic() < deadline:
+        time.sleep(0.01)
+        threads = [*pool._workers, pool._sched_runner]
+        looks = looks + 1 if all(rests(thread) for thread in threads) else 0
+    assert looks == 10, "the pool's threads do not come to rest"
+
+
 log.write("import", backend=ask(-1)[1])
+if os.environ.get("APP_QUIET"):
+    quiet()
 if not BARE:
     wsgi = guard.wrap(wsgi, resources=[pool])
     asgi = guard.wrap(asgi, resources=[pool])
