@@ -291,6 +291,7 @@ class AsyncQuiet(AsyncDoor):
         super()._go_out(None)
 
 
+@pytest.mark.timeout(300)  # a minute is short for a thousand forks where others are at work
 def test_every_order_of_events_keeps_the_promises() -> None:
     """Exits run exactly once, last in first out, units before their worker, nothing in a child."""
     run_state_machine_as_test(
