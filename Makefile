@@ -23,7 +23,7 @@ locked = --universal --python-version 3.11 --generate-hashes --quiet $(if $(UPGR
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-highest has-highest servers django django-highest matrix matrix-highest storm lint format types bench all lock clean
+.PHONY: help setup demo test test-highest has-highest servers django django-highest celery celery-highest services services-stop matrix matrix-highest storm lint format types bench all lock clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +53,19 @@ django-highest: ## The same with the highest supported Python (3.13), beside the
 	@$(MAKE) --silent has-highest >&2 || { echo "Python 3.13 is not on this machine."; exit 1; }
 	$(MAKE) django VENV=.venv-3.13 PYTHON=$(highest)
 
+celery: $(ready) ## Run, end and kill Celery's workers in every way, on every pool.
+	$(bin)/python -m pytest -m celery tests/celery $(ARGS)
+
+celery-highest: ## The same with the highest supported Python (3.13), beside the usual one.
+	@$(MAKE) --silent has-highest >&2 || { echo "Python 3.13 is not on this machine."; exit 1; }
+	$(MAKE) celery VENV=.venv-3.13 PYTHON=$(highest)
+
+services: $(ready) ## Install and start a redis for the examples (REDIS_PORT=6379).
+	$(bin)/python -m tests.support.services start
+
+services-stop: $(ready) ## Stop it.
+	$(bin)/python -m tests.support.services stop
+
 matrix: $(ready) ## End workers in every way, on every supported server (ARGS="--help").
 	$(bin)/python -m tests.matrix $(ARGS)
 
@@ -78,7 +91,7 @@ types: $(ready) ## Check types: mypy and pyright, both strict.
 bench: $(ready) ## Measure the price of lifeguard beside its peers.
 	$(bin)/python -m bench $(ARGS)
 
-all: test lint types servers django ## All checks that a change has to pass.
+all: test lint types servers django celery ## All checks that a change has to pass.
 
 $(ready): requirements/dev.txt pyproject.toml
 	@set -e; \

@@ -53,8 +53,14 @@ FLOORS: list[dict[str, str]] = [
     {"": ""},
     # hosts by library, pools, observers
     {
+        "arq": "",
         "celery": "",
         "django": "",
+        "dramatiq": "",
+        "huey": "",
+        "procrastinate": "",
+        "rq": "",
+        "taskiq": "",
         "gunicorn": "",
         "psycopg": "_psycopg_net _psycopg_fork",
         "_psycopg_fork": "",
@@ -163,9 +169,9 @@ CORE = sorted((PACKAGE / "_core").glob("*.py"))
 
 #: Frameworks and drivers: nobody in the core knows one.
 NAMES = (
-    "aiohttp|asyncpg|celery|daphne|django|falcon|fastapi|flask|granian|gunicorn|hypercorn|litestar"
-    "|psycopg|psycopg2|psycopg_pool|pyramid|quart|sanic|sqlalchemy|starlette|uvicorn|uwsgi|waitress"
-    "|werkzeug"
+    "aiohttp|arq|asyncpg|celery|daphne|django|dramatiq|falcon|fastapi|flask|granian"
+    "|gunicorn|huey|hypercorn|litestar|procrastinate|psycopg|psycopg2|psycopg_pool|pyramid|quart|rq"
+    "|sanic|sqlalchemy|starlette|taskiq|uvicorn|uwsgi|waitress|werkzeug"
 )
 #: Protocols: a sentence for a person may say where to go on ("or an ASGI app"), code may not.
 PROTOCOLS = "asgi|wsgi|http|lifespan|scope|websocket|environ|start_response|postgresql|postgres"
