@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from lifeguard.testing import Postgres
 from tests.incidents.serving import Sides, both_sides
+from tests.support.redis import redis
 from tests.support.tls import tls_postgres
 
 
@@ -23,6 +25,22 @@ def sides(dsn: str, tmp_path: Path) -> Iterator[Sides]:
     """Starts an app bare and guarded, each in processes of its own, and ends them."""
     with both_sides(dsn, tmp_path) as sides:
         yield sides
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """The redis of the task queues in here."""
+    with redis() as url:
+        yield url
+
+
+@pytest.fixture
+def queue_sides(sides: Sides, redis_url: str) -> Sides:
+    """Sides that have a broker: an empty database each, of one redis."""
+    with Redis.from_url(redis_url) as client:
+        client.flushall()
+    sides.redis = redis_url.rpartition("/")[0]
+    return sides
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,8 @@ SERVERS = {
     "daphne": "daphne -b 127.0.0.1 -p {port} {app}:app",
     "uwsgi": "uwsgi --http-socket 127.0.0.1:{port} --module {app}:app --master --die-on-term",
     "script": "{app}",
+    "celery": "celery --app {app} worker --loglevel info --without-gossip"
+    " --without-mingle --without-heartbeat",
 }
 
 
@@ -41,6 +43,9 @@ class Process:
     log: EventLog
     guarded: bool
     output: Path
+    redis: str = ""
+    overlay: Path | None = None
+    """Other versions of packages than the environment has."""
     popen: subprocess.Popen[bytes] = field(init=False)
     killed: bool = False
 
@@ -50,8 +55,9 @@ class Process:
             "INCIDENT_SIDE": "guarded" if self.guarded else "bare",
             "INCIDENT_DSN": self.dsn,
             "INCIDENT_PORT": str(self.port),
+            "INCIDENT_REDIS": self.redis,
             ENV: str(self.log.path),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join(map(str, filter(None, [self.overlay, ROOT]))),
             "PYTHONUNBUFFERED": "1",
         }
         with self.output.open("wb") as output:
@@ -143,13 +149,21 @@ class Sides:
     dsn: str
     directory: Path
     started: list[Process] = field(default_factory=list)
+    redis: str = ""
+    """A redis server, of which each side has a database of its own."""
 
     def start(
-        self, server: str, app: str, *options: str, dsn: str | None = None
+        self,
+        server: str,
+        app: str,
+        *options: str,
+        dsn: str | None = None,
+        overlay: Path | None = None,
     ) -> tuple[Process, Process]:
         """The bare process and the guarded one, both running."""
+        dsn = dsn or self.dsn
         pair = tuple(
-            self._start(server, app, options, dsn or self.dsn, guarded) for guarded in (False, True)
+            self._start(server, app, options, dsn, guarded, overlay) for guarded in (False, True)
         )
         return pair[0], pair[1]
 
@@ -160,26 +174,42 @@ class Sides:
         bare, guarded = self.start(server, app, *options, dsn=dsn)
         return bare.wait_until_listening(), guarded.wait_until_listening()
 
-    def run(self, app: str) -> tuple[Process, Process]:
+    def run(self, app: str, *, dsn: str | None = None) -> tuple[Process, Process]:
         """Two scripts, run to their ends."""
-        bare, guarded = self.start("script", app)
+        bare, guarded = self.start("script", app, dsn=dsn)
         bare.wait()
         guarded.wait()
         return bare, guarded
 
+    def run_one(self, app: str, *, guarded: bool, dsn: str | None = None) -> Process:
+        """One side of a script, run to its end: for what the two would fight over."""
+        process = self._start("script", app, (), dsn or self.dsn, guarded, None)
+        process.wait()
+        return process
+
     def _start(
-        self, server: str, app: str, options: tuple[str, ...], dsn: str, guarded: bool
+        self,
+        server: str,
+        app: str,
+        options: tuple[str, ...],
+        dsn: str,
+        guarded: bool,
+        overlay: Path | None,
     ) -> Process:
         side = "guarded" if guarded else "bare"
         port = free_port()
         command = SERVERS[server].format(app=f"tests.incidents.apps.{app}", port=port).split()
+        where = len(command) if server == "celery" else 1
+        command[where:where] = options
         process = Process(
-            command=[command[0], *options, *command[1:]],
+            command=command,
             port=port,
             dsn=dsn,
             log=EventLog(self.directory / f"{side}.jsonl"),
             guarded=guarded,
             output=self.directory / f"{side}.txt",
+            redis=f"{self.redis}/{int(guarded)}" if self.redis else "",
+            overlay=overlay,
         )
         self.started.append(process)
         return process

@@ -11,4 +11,6 @@ from tests.support.eventlog import EventLog
 
 GUARDED = os.environ["INCIDENT_SIDE"] == "guarded"
 DSN = os.environ["INCIDENT_DSN"]
+REDIS = os.environ["INCIDENT_REDIS"]
+"""The broker of this side, for the incidents with a task queue."""
 log = EventLog.from_env()
