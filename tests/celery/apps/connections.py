@@ -7,6 +7,7 @@ parent, and without lifeguard it breaks the worker.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import Any
 
@@ -21,11 +22,12 @@ app = celery_app("connections")
 
 AT_IMPORT = bool(os.environ.get("APP_IMPORT"))
 SIZES: dict[str, Any] = {"min_size": 2, "max_size": 4, "timeout": 10}
-QUESTION = "SELECT %s::int, pg_backend_pid(), pg_sleep(0.005)"
+QUESTION = "SELECT %s::int, pg_backend_pid(), pg_sleep(%s)"
 
 at_import = ConnectionPool(named("import"), open=AT_IMPORT, **SIZES)
 lazy: ConnectionPool[Any] | None = None
 in_init: ConnectionPool[Any] | None = None
+_opening = threading.Lock()
 
 if not BARE:
     import lifeguard.celery
@@ -48,6 +50,7 @@ def open_pool(**_: Any) -> None:
     """As psycopg's documentation says; what lifeguard replaces by a resource."""
     global in_init
     if BARE:
+        log.write("init")
         in_init = ConnectionPool(named("init"), open=True, **SIZES)
 
 
@@ -63,27 +66,27 @@ def pool_of(column: str) -> ConnectionPool[Any]:
         return at_import
     if not BARE:
         return {"lazy": lazy_pool, "init": init_pool}[column].get()
-    if column == "lazy":
-        if lazy is None:
-            lazy = ConnectionPool(named("lazy"), open=True, **SIZES)
-        return lazy
-    if in_init is None:  # where the signal is not sent
-        in_init = ConnectionPool(named("init"), open=True, **SIZES)
-    return in_init
+    with _opening:
+        if column == "lazy":
+            if lazy is None:
+                lazy = ConnectionPool(named("lazy"), open=True, **SIZES)
+            return lazy
+        if in_init is None:  # where the signal is not sent
+            in_init = ConnectionPool(named("init"), open=True, **SIZES)
+        return in_init
 
 
 @app.task(name="ask")
-def ask(column: str, number: int) -> tuple[int, int, int, float]:
+def ask(column: str, number: int, seconds: float = 0.0) -> tuple[int, int, int, float]:
     """The number it was given, from PostgreSQL; whose backend; in which process; how long."""
     begin = time.perf_counter()
     if column in ("default", "kept", "pooled"):
         from django.db import connections
 
         with connections[column].cursor() as cursor:
-            cursor.execute(QUESTION, [number])
+            cursor.execute(QUESTION, [number, seconds])
             row: Any = cursor.fetchone()
     else:
         with pool_of(column).connection() as conn:
-            row = conn.execute(QUESTION, [number]).fetchone()
-    log.write("asked", column=column, number=number, got=row[0])
+            row = conn.execute(QUESTION, [number, seconds]).fetchone()
     return row[0], row[1], os.getpid(), time.perf_counter() - begin
