@@ -7,6 +7,9 @@ nothing but the core.
 
 from __future__ import annotations
 
+import importlib
+import sys
+
 from ._core import ends
 from ._core.errors import redact
 from ._core.guard import Guard
@@ -31,6 +34,10 @@ if TYPE_CHECKING:
 
 #: Libraries that have a host of their own, and how people ask for it.
 hosts = {"django": 'add "lifeguard.django" to INSTALLED_APPS'}
+
+#: Libraries whose workers begin and end in ways of their own, and who knows of them. They are asked
+#: where a task is made and the library is there: a host is not imported for nothing.
+task_hosts = {"celery": "lifeguard.celery"}
 
 adapters["psycopg_pool"] = "lifeguard.psycopg"
 adapters["psycopg"] = "lifeguard._psycopg_fork"
@@ -151,11 +158,12 @@ class Lifeguard(Guard):
     async def aacquire(
         self, resources: Iterable[Resource[Any]] = (), *, hold: bool = True
     ) -> Worker:
-        """Open the worker, or join it. The jobs of the loop's default executor become units."""
+        """Open the worker, or join it. What the loop runs in threads cleans up after itself."""
         worker = await super().aacquire(resources, hold=hold)
-        from .threads import guard_default_executor
+        from .threads import guard_default_executor, guard_worker_threads
 
         guard_default_executor(worker)
+        guard_worker_threads(self)
         return worker
 
     if TYPE_CHECKING:
@@ -222,6 +230,9 @@ class Lifeguard(Guard):
         from .threads import make_task
 
         task: Callable[P, R] = make_task(self, func)
+        for library, host in task_hosts.items():
+            if library in sys.modules:
+                importlib.import_module(host).prepare(self, task, func)
         return task
 
 

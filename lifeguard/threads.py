@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextvars
 import functools
+import sys
 import weakref
 
 from ._core.clock import now
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
     R = TypeVar("R")
 
-__all__ = ["ThreadPoolExecutor"]
+__all__ = ["ThreadPoolExecutor", "guard_executor"]
 
 
 class Job(Unit):
@@ -62,7 +63,7 @@ class AsyncJob(Job):
 
 def make_task(guard: Guard, func: Any) -> Any:
     """See :meth:`lifeguard.task`. Two hot paths: see bench/ before you touch them."""
-    _check_task(func)
+    _check_task(guard, func)
     current = guard.current
     set_current, reset_current = current.set, current.reset
 
@@ -97,6 +98,7 @@ def make_task(guard: Guard, func: Any) -> Any:
                 await unit.aconclude(None)
             return result
 
+        lifeguard_task.lifeguard_key = guard.key  # type: ignore[attr-defined]
         return lifeguard_task
 
     @functools.wraps(func)
@@ -124,10 +126,33 @@ def make_task(guard: Guard, func: Any) -> Any:
             unit.conclude(None)
         return result
 
+    lifeguard_task_sync.lifeguard_key = guard.key  # type: ignore[attr-defined]
     return lifeguard_task_sync
 
 
-def _check_task(func: Any) -> None:
+def is_task(func: Any) -> bool:
+    """Whether each call of *func* is a unit already."""
+    return isinstance(getattr(func, "lifeguard_key", None), str)
+
+
+#: How task queues call what sends a task: an object that has one of them is a task already.
+_SENDS = ("delay", "apply_async", "send", "kiq", "defer", "enqueue", "schedule", "call_local")
+
+
+def _check_task(guard: Guard, func: Any) -> None:
+    if type(func) is not type(_check_task):
+        for name in _SENDS:
+            if callable(getattr(func, name, None)):
+                raise TypeError(
+                    f"@lifeguard.task was given the task {func!r}, which has a .{name}() already: "
+                    "put @lifeguard.task directly above the function, and the decorator of the "
+                    "task queue above that"
+                )
+    elif getattr(func, "lifeguard_key", None) == guard.key:
+        raise TypeError(
+            f"@lifeguard.task was applied to {describe(func)} twice: each call is a unit "
+            "already. Take one of the two away"
+        )
     code = getattr(getattr(func, "__func__", func), "__code__", None)
     if isinstance(func, (staticmethod, classmethod)):
         raise TypeError(
@@ -236,7 +261,7 @@ def guard_default_executor(worker: Worker) -> None:
         executor = concurrent.futures.ThreadPoolExecutor(thread_name_prefix="asyncio")
         loop.set_default_executor(executor)
     _guarded_loops.add(loop)
-    guard_executor(worker.guard, executor)
+    guard_jobs(worker.guard, executor, LoopJob)
 
 
 def _hidden_executor(loop: asyncio.AbstractEventLoop) -> concurrent.futures.Executor | None:
@@ -252,23 +277,91 @@ def _hidden_executor(loop: asyncio.AbstractEventLoop) -> concurrent.futures.Exec
 _guarded_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 
 
-def guard_executor(guard: Guard, executor: Any) -> None:
-    """Make the jobs of an executor that somebody else made units of *guard*."""
+def guard_executor(executor: Any, guard: Guard | None = None) -> None:
+    """Make the jobs of an executor that somebody else made units, from now on.
+
+    For thread pools that a library brings along. In the processes of a process pool nothing
+    changes. Raises :exc:`TypeError` for what is no executor.
+
+    Example::
+
+        lifeguard.threads.guard_executor(scheduler_executor)
+    """
+    if not isinstance(executor, concurrent.futures.Executor):
+        raise TypeError(f"guard_executor() takes an executor, not {executor!r}")
+    from . import _default
+
+    guard_jobs(guard or _default, executor, Job)
+
+
+def guard_jobs(guard: Guard, executor: Any, kind: type[Job]) -> None:
+    """Make the jobs of *executor* units of this *kind*."""
     submit = executor.submit
     if getattr(submit, "lifeguard_key", None) == guard.key:
         return
 
     @functools.wraps(submit)
     def submit_unit(fn: Any, /, *args: Any, **kwargs: Any) -> Any:
-        if not guard._worker.serving:  # nothing is open, so nothing can be left behind
-            return submit(fn, *args, **kwargs)
+        if kind is LoopJob and not guard._worker.serving:
+            return submit(fn, *args, **kwargs)  # nothing is open, so nothing can be left behind
         context = getattr(getattr(fn, "func", None), "__self__", None)
         if isinstance(context, contextvars.Context) and not args and not kwargs:
             # asyncio.to_thread: partial(context.run, func, ...). The unit has to be inside of it.
             func, *rest = fn.args
             run_it: Any = run_job
-            return submit(context.run, run_it, guard, func, rest, fn.keywords, LoopJob)
-        return submit(run_job, guard, fn, args, kwargs, LoopJob)
+            return submit(context.run, run_it, guard, func, rest, fn.keywords, kind)
+        return submit(run_job, guard, fn, args, kwargs, kind)
 
     submit_unit.lifeguard_key = guard.key  # type: ignore[attr-defined]
     executor.submit = submit_unit
+
+
+def guard_worker_threads(guard: Guard) -> None:
+    """Let each call that anyio runs in a thread end there what belongs to that thread.
+
+    FastAPI's and Starlette's plain ``def`` endpoints are such calls. They are parts of the request,
+    whose unit stays the current one. anyio has no hook for them and no executor.
+    """
+    for key, ref in list(_with_threads.items()):
+        if ref() is None:
+            del _with_threads[key]
+    _with_threads[guard.key] = weakref.ref(guard)
+    backend: Any = getattr(sys.modules.get("anyio._backends._asyncio"), "AsyncIOBackend", None)
+    run = getattr(backend, "run_sync_in_worker_thread", None)
+    if run is None or hasattr(run, "lifeguard"):
+        return
+
+    @functools.wraps(run.__func__)
+    async def run_part(cls: Any, func: Any, args: Any, *more: Any, **options: Any) -> Any:
+        for ref in list(_with_threads.values()):
+            guard = ref()
+            if guard is not None and guard._worker.serving:
+                func, args = _run_part, (guard, func, args)
+        return await run.__func__(cls, func, args, *more, **options)
+
+    run_part.lifeguard = True  # type: ignore[attr-defined]
+    backend.run_sync_in_worker_thread = classmethod(run_part)
+
+
+_with_threads: dict[str, weakref.ref[Guard]] = {}
+
+
+def _run_part(guard: Guard, func: Any, args: Any) -> Any:
+    """Call ``func(*args)`` as a part of a unit that lives elsewhere, with an end in this thread."""
+    part = LoopJob()
+    part.state = OPEN
+    part.source = func
+    part.worker = guard._worker
+    part.started = now()
+    outer_job, here.job = here.job, part
+    try:
+        result = func(*args)
+    except BaseException as exc:
+        part.conclude(exc)
+        raise
+    else:
+        part.conclude(None)
+        return result
+    finally:
+        here.job = outer_job
+        func = args = None

@@ -11,7 +11,7 @@ import gc
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -456,18 +456,63 @@ def test_an_error_of_a_callback_does_not_change_the_result_of_a_job(
 
 
 def test_an_executor_that_somebody_else_made_can_be_guarded(guard: Lifeguard, log: Log) -> None:
-    """Its jobs are units while the worker is open; twice guarded is once guarded."""
+    """Its jobs are units from then on, and open the worker; twice guarded is once guarded."""
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
-        guard_executor(guard, executor)
-        once = executor.submit
-        guard_executor(guard, executor)
-        assert executor.submit is once
         with pytest.raises(NotOpenError):
             executor.submit(guard.callback, log.append, "never").result(10)
-        with guard.worker():
-            executor.submit(guard.callback, log.append, "job ends").result(10)
-            log.append("done")
+        guard_executor(executor, guard)
+        once = executor.submit
+        guard_executor(executor, guard)
+        assert executor.submit is once
+        executor.submit(guard.callback, log.append, "job ends").result(10)
+        log.append("done")
     assert log == ["job ends", "done"]
+    guard._worker.close()
+
+
+def test_only_an_executor_can_be_guarded(guard: Lifeguard) -> None:
+    """A class, or a scheduler that has an executor, is told apart at once."""
+    with pytest.raises(TypeError, match=r"guard_executor\(\) takes an executor, not <class"):
+        guard_executor(concurrent.futures.ThreadPoolExecutor, guard)
+
+
+def test_threads_that_come_while_the_worker_opens_wait_for_it(guard: Lifeguard) -> None:
+    """Two tasks begin at once in a fresh process: both have the resource, which opened once."""
+    opening, go_on = threading.Event(), threading.Event()
+    opened: list[int] = []
+
+    @guard.resource
+    def slow() -> Iterator[int]:
+        opened.append(1)
+        opening.set()
+        go_on.wait(10)
+        yield 5
+
+    task = guard.task(slow.get)
+    with concurrent.futures.ThreadPoolExecutor(2) as executor:
+        first = executor.submit(task)
+        assert opening.wait(10)
+        second = executor.submit(task)
+        while second.running() is False and not second.done():
+            pass
+        go_on.set()
+        assert (first.result(10), second.result(10)) == (5, 5)
+    assert opened == [1]
+    guard._worker.close()
+
+
+def test_a_unit_that_the_opening_itself_begins_does_not_wait(guard: Lifeguard) -> None:
+    """A resource that warms itself up in a task, here or in a thread of asyncio.to_thread."""
+
+    @guard.resource
+    async def warm() -> AsyncIterator[list[str]]:
+        yield [guard.task(lambda: "here")(), await asyncio.to_thread(guard.task(lambda: "thread"))]
+
+    async def main() -> list[str]:
+        async with guard.worker():
+            return warm.get()
+
+    assert asyncio.run(asyncio.wait_for(main(), 10)) == ["here", "thread"]
 
 
 # -- the default executor of the loop -------------------------------------------------------------

@@ -16,7 +16,7 @@ from .errors import ClosedError, LifeguardError, NotOpenError, explain
 from .lifetime import CLOSED, CLOSING, OPEN, OPENING
 from .observer import logger, tell
 from .resource import Resource, caller, check_definition, unique
-from .shield import current_task, shielded
+from .shield import current_task, running_loop, shielded
 from .unit import FULL_STACK, Leak, Unit, UnitBlock, here, unit_of_task, warn
 from .worker import Worker
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     )
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from types import CodeType, TracebackType
-    from typing import Any, ParamSpec, TypeVar, overload
+    from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
     from .lifetime import Lifetime
     from .observer import Observer
@@ -41,6 +41,12 @@ if TYPE_CHECKING:
 
     P = ParamSpec("P")
     T = TypeVar("T")
+
+    class Home(Protocol):
+        """Where the worker of a process without an event loop of its own opens."""
+
+        def worker(self) -> Worker: ...
+
 
 _numbers = itertools.count(1)
 
@@ -84,6 +90,11 @@ class Guard:
         # Where leaks came from, by id, for the hash of a code object is dear.
         self.suspects: dict[int, CodeType] = {}
         self.two_callers = stack == 2  # and no suspects: what the fast path of a borrow asks
+        # In whatever the opening of this guard's worker calls, threads of asyncio.to_thread too.
+        self._opens: contextvars.ContextVar[bool] = contextvars.ContextVar(
+            f"{self.key}.opens", default=False
+        )
+        self.home: Home | None = None
         self._lock = RLock()
         self._worker = Worker(self, awaits=False)  # never opened: "off" is an object too
         if die_with_parent:
@@ -181,7 +192,11 @@ class Guard:
             fork.say_failed()
             self._worker = worker = Worker(self, awaits=False)
             worker.holders = int(hold)
-            worker.open(unique([*self._defined, *resources]))
+            token = self._opens.set(True)
+            try:
+                worker.open(unique([*self._defined, *resources]))
+            finally:
+                self._opens.reset(token)
             return worker
 
     async def aacquire(
@@ -215,7 +230,11 @@ class Guard:
                     raise worker.failure
                 continue  # open now, or its opener was cancelled and we were not: it is our turn
             await worker.closed.wait_async()
-        await worker.aopen(unique([*self._defined, *resources]))
+        token = self._opens.set(True)
+        try:
+            await worker.aopen(unique([*self._defined, *resources]))
+        finally:
+            self._opens.reset(token)
         return worker
 
     def release(self) -> None:
@@ -306,14 +325,28 @@ class Guard:
         return UnitBlock(self, name or "", caller())
 
     def worker_for_unit(self) -> Worker:
+        """The worker of a unit that begins in this thread. It is opened if it is not.
+
+        While it opens, everybody waits, but for what the opening itself calls.
+        """
         worker = self._worker
-        if worker.serving or worker.state is OPENING or worker.state is CLOSING:
-            return worker  # also for what the worker's own opening and closing call
-        return self.acquire(hold=False)
+        if worker.serving or worker.state is CLOSING or self._opens.get():
+            return worker
+        loop = running_loop()
+        if worker.state is OPENING:
+            if loop is not None and loop is worker.loop:
+                return worker  # a callback: it cannot wait for what its own loop does
+            worker.opened.wait(self.open_timeout)
+            if worker.state is OPENING:  # whoever opens it may be waiting for this unit
+                return worker
+        if self.home is None or loop is not None or not any(each.awaits for each in self._defined):
+            return self.acquire(hold=False)
+        return self.home.worker()
 
     async def aworker_for_unit(self) -> Worker:
+        """The same for a unit that begins on an event loop."""
         worker = self._worker
-        if worker.serving or worker.state is OPENING or worker.state is CLOSING:
+        if worker.serving or worker.state is CLOSING or self._opens.get():
             return worker
         return await shielded(self._aacquire_for_unit)
 

@@ -222,6 +222,11 @@ class Worker(Lifetime):
         self.closed.set()
         tell(self.guard.observers, "worker_closed", self, errors)
 
+    def close(self, exc: BaseException | None = None) -> None:
+        if self.loop is not None and finish_on(self.loop, self.aclose, 2 * self.guard.grace + 1):
+            return
+        super().close(exc)
+
     async def aclose(self, exc: BaseException | None = None, *, grace: float | None = None) -> None:
         await super().aclose(exc, grace=self.guard.grace if grace is None else grace)
 
