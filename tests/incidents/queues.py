@@ -1,0 +1,34 @@
+"""Celery's client for the incidents: it sends tasks by name to the worker of one side."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from celery import Celery
+from celery.result import AsyncResult
+
+from tests.incidents.serving import Process
+
+ANSWER_WITHIN = 30.0
+
+
+@contextlib.contextmanager
+def client(process: Process) -> Iterator[Celery]:
+    """To send tasks to *process*, whose own app this test does not import."""
+    with Celery("client", broker=process.redis, backend=process.redis, set_as_current=False) as app:
+        yield app
+
+
+def outcome(result: AsyncResult[Any]) -> Any:
+    """What the task returned, or the name of what it raised."""
+    value = result.get(timeout=ANSWER_WITHIN, propagate=False, disable_sync_subtasks=False)
+    return type(value).__name__ if isinstance(value, BaseException) else value
+
+
+def run(process: Process, task: str, times: int = 1) -> list[Any]:
+    """What became of *times* tasks, all of them sent at once."""
+    with client(process) as app:
+        results = [app.send_task(task) for _ in range(times)]
+        return [outcome(result) for result in results]
