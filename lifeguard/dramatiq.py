@@ -1,0 +1,107 @@
+"""Dramatiq: a message is a unit, a worker process is a worker.
+
+The unit is a wrap of the actor's function, not a pair of hooks around it: hooks of Dramatiq that
+fail are logged and passed over, and a time limit would end a message between them and the function.
+Async actors run on the event loop of Dramatiq's own ``AsyncIO`` middleware, so the async resources
+open there, whichever of the two middlewares was added first.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from typing import TYPE_CHECKING, Any
+
+import dramatiq
+from dramatiq import asyncio as dramatiq_asyncio
+
+from ._core.lifetime import OPEN
+from ._loop import loop_thread
+from .threads import is_task, make_task
+
+if TYPE_CHECKING:
+    from ._core.worker import Worker
+    from ._wrap import Lifeguard
+
+__all__ = ["Middleware"]
+
+
+class Middleware(dramatiq.Middleware):
+    """Makes each message a unit that ends in its thread, and closes with the worker process.
+
+    Resources open in each worker process with its first message. They close when Dramatiq has
+    stopped its threads. Actors that are units already (``@dramatiq.actor`` over
+    ``@lifeguard.task``) stay as they are. *guard* is a :class:`lifeguard.Lifeguard` of one's own.
+
+    Example::
+
+        broker = RedisBroker()
+        broker.add_middleware(lifeguard.dramatiq.Middleware())
+        dramatiq.set_broker(broker)
+    """
+
+    def __init__(self, *, guard: Lifeguard | None = None) -> None:
+        from . import _default
+
+        self.guard: Lifeguard = _default if guard is None else guard
+
+    # It is sent for the actors that were there before this middleware, too.
+    def after_declare_actor(self, broker: dramatiq.Broker, actor: dramatiq.Actor[Any, Any]) -> None:
+        actor.fn = _as_unit(self.guard, actor.fn)
+
+    def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
+        gevent = sys.modules.get("gevent.monkey")
+        if gevent is None or not gevent.is_module_patched("threading"):
+            self.guard.home = _Home(self.guard)
+
+    def after_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
+        thread: Any = dramatiq_asyncio.get_event_loop_thread()
+        if thread is None:
+            return
+        stop = thread.stop
+
+        @functools.wraps(stop)
+        def close_and_stop() -> None:
+            self._close()  # here, wherever in the list of middlewares this one is
+            stop()
+
+        thread.stop = close_and_stop
+
+    def after_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
+        self._close()
+        self.guard.home = None
+
+    def _close(self) -> None:
+        """The process may live on (a worker inside of a test): close what only messages opened."""
+        worker = self.guard._worker
+        if worker.state is OPEN and not worker.holders:
+            loop_thread(self.guard).end()
+            worker.end()
+
+
+class _Home:
+    """Where a message that is sync opens the worker: on Dramatiq's loop, if it runs one."""
+
+    def __init__(self, guard: Lifeguard) -> None:
+        self.guard = guard
+
+    def worker(self) -> Worker:
+        thread: Any = dramatiq_asyncio.get_event_loop_thread()
+        if thread is None:
+            return loop_thread(self.guard).worker()
+        worker: Worker = thread.run_coroutine(self.guard.aacquire(hold=False))
+        return worker
+
+
+def _as_unit(guard: Lifeguard, fn: Any) -> Any:
+    awaited = getattr(fn, "__wrapped__", None)
+    if (
+        getattr(fn, "__globals__", None) is vars(dramatiq_asyncio)
+        and awaited is not None
+        and inspect.iscoroutinefunction(awaited)
+    ):  # what an async actor became: the unit belongs inside, on the loop
+        if is_task(awaited):
+            return fn
+        return dramatiq_asyncio.async_to_sync(make_task(guard, awaited))
+    return fn if is_task(fn) else make_task(guard, fn)

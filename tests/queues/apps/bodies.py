@@ -1,0 +1,44 @@
+"""What the jobs of sync queues do beside ``jobs.py``: ask through Django, run too long."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+os.environ["DJANGO_SETTINGS_MODULE"] = "tests.queues.apps.site"
+
+import django
+
+from tests.queues.apps.jobs import LOG, db, unit_ended
+
+django.setup()
+
+from django.db import connection  # noqa: E402  # Django wants to be set up first
+
+HANGS = 20.0
+
+
+def query(n: int) -> int:
+    """Ask through Django. A connection per thread, which it keeps until somebody closes it."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT %s::int, pg_backend_pid()", [n])
+        row: Any = cursor.fetchone()
+    LOG.write("asked", n=row[0], backend=row[1])
+    return int(row[0])
+
+
+def fail(n: int) -> None:
+    query(n)
+    raise RuntimeError("this job fails")
+
+
+def hang() -> None:
+    """Borrow a connection, and run for longer than anybody waits."""
+    unit_ended("ended keep", how="hangs")
+    db().getconn().execute("SELECT 1")
+    LOG.write("kept", how="hangs")
+    end = time.monotonic() + HANGS
+    while time.monotonic() < end:  # an exception from another thread comes between two lines
+        time.sleep(0.01)
+    LOG.write("hung")
