@@ -42,3 +42,18 @@ def wait_until_ended(pg: Postgres, backend: int, timeout: float = 10.0) -> bool:
 def terminate(pg: Postgres, backend: int) -> None:
     with pg.connect() as connection:
         connection.execute("SELECT pg_terminate_backend(%s, 5000)", [backend])
+
+
+def wait_until_blocked(pg: Postgres, key: int) -> None:
+    """Wait until somebody waits for the advisory lock *key*: the query has reached the server."""
+    query = (
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        " AND (classid::bigint << 32 | objid::bigint) = %s"
+    )
+    with pg.connect() as connection:
+        for _ in range(1000):
+            row = connection.execute(query, [key]).fetchone()
+            if row and row[0]:
+                return
+            connection.execute("SELECT pg_sleep(0.01)")
+    raise AssertionError("nobody waits for the lock")

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 
 from lifeguard.testing import Postgres
+from tests.incidents.queries import wait_until_blocked
 from tests.incidents.serving import Process, Sides
 
 
@@ -56,18 +57,3 @@ def ask(process: Process, path: str, patience: float) -> str:
         return process.get(path, timeout=patience).text
     except httpx.HTTPError as exc:
         return type(exc).__name__
-
-
-def wait_until_blocked(pg: Postgres, key: int) -> None:
-    """Wait until somebody waits for the advisory lock *key*: the query has reached the server."""
-    query = (
-        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        " AND (classid::bigint << 32 | objid::bigint) = %s"
-    )
-    with pg.connect() as connection:
-        for _ in range(1000):
-            row = connection.execute(query, [key]).fetchone()
-            if row and row[0]:
-                return
-            connection.execute("SELECT pg_sleep(0.01)")
-    raise AssertionError("nobody waits for the lock")
