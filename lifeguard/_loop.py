@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import sys
 import threading
 from _thread import allocate_lock
 
 from ._core import ends, fork
 from ._core.errors import LifeguardError
-from ._core.lifetime import describe
+from ._core.lifetime import OPEN, describe
 from ._core.observer import logger
-from ._core.shield import running_loop
+from ._core.shield import Latch, running_loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +31,35 @@ if TYPE_CHECKING:
 
 LOOK = 0.1
 """Seconds between two looks around: a signal that comes just before a wait does not wake it."""
+
+
+def begin_worker(guard: Guard) -> None:
+    """This process works for a task queue: what is async in it may open, on a loop of its own."""
+    if green() is None:
+        guard.home = loop_thread(guard)
+
+
+def end_worker(guard: Guard) -> None:
+    """The task queue stops working here, and the process may live on (a worker inside of a test).
+
+    What only its tasks had opened closes.
+    """
+    worker = guard._worker
+    if worker.state is OPEN and not worker.holders:
+        loop_thread(guard).end()
+        worker.end()
+    guard.home = None
+
+
+def green() -> str | None:
+    """Which library has replaced this process's threads, if one has: no loop can run then."""
+    gevent = sys.modules.get("gevent.monkey")
+    if gevent is not None and gevent.is_module_patched("threading"):
+        return "gevent"
+    eventlet = sys.modules.get("eventlet.patcher")
+    if eventlet is not None and eventlet.is_monkey_patched("thread"):
+        return "eventlet"
+    return None
 
 
 def loop_thread(guard: Guard) -> LoopThread:
@@ -89,7 +119,7 @@ class LoopThread:
         job = _Job(func, args, kwargs, self._jobs)
         try:
             loop.call_soon_threadsafe(job.start)
-            while not job.over.acquire(timeout=LOOK):
+            while not job.over.wait(LOOK):
                 pass
         except BaseException:
             self._cancel(loop, job)
@@ -101,7 +131,7 @@ class LoopThread:
 
     def _cancel(self, loop: asyncio.AbstractEventLoop, job: _Job) -> None:
         loop.call_soon_threadsafe(job.cancel)
-        if not job.over.acquire(timeout=max(self.guard.grace, LOOK)):
+        if not job.over.wait(max(self.guard.grace, LOOK)):
             logger("unit").error(
                 "%s was cancelled and did not end within %.3g seconds: it goes on behind its "
                 "task's back. Look for an `except BaseException` or a `finally` that awaits.",
@@ -155,7 +185,7 @@ class LoopThread:
         for job in running:
             loop.call_soon_threadsafe(job.cancel)
         for job in running:
-            job.over.acquire(timeout=max(self.guard.grace, LOOK))
+            job.over.wait(max(self.guard.grace, LOOK))
         if self.guard._worker.loop is loop:
             self.guard._worker.end()
         self.loop = self._thread = None
@@ -185,8 +215,7 @@ class _Job:
         self.args = args
         self.kwargs = kwargs
         self.jobs = jobs
-        self.over = allocate_lock()  # held until it is
-        self.over.acquire()
+        self.over = Latch()
         self.task: asyncio.Task[None] | None = None
         self.value: Any = None
         self.error: BaseException | None = None
@@ -200,7 +229,7 @@ class _Job:
         if self.task is not None:
             self.task.cancel()
         else:  # interrupted before it was even handed over
-            self.over.release()
+            self.over.set()
 
     async def _run(self) -> None:
         # A SystemExit that leaves a task would stop the loop, with everybody's work on it.
@@ -210,7 +239,7 @@ class _Job:
             self.error = exc
         finally:
             self.jobs.discard(self)
-            self.over.release()
+            self.over.set()
 
     def result(self) -> Any:
         error, self.error = self.error, None

@@ -20,9 +20,10 @@ from celery.app.registry import TaskRegistry
 
 from ._core import ends
 from ._core.errors import LifeguardError
-from ._core.lifetime import OPEN, describe, is_async
+from ._core.lifetime import describe, is_async
 from ._core.observer import logger
-from ._loop import loop_thread
+from ._core.unit import plumbing
+from ._loop import begin_worker, end_worker, green, loop_thread
 from .threads import is_task, make_task
 
 TYPE_CHECKING = False
@@ -209,24 +210,13 @@ def _requests(task: Any) -> _Requests:
 
 
 def _refuse_green(func: Any) -> None:
-    name = _green()
+    name = green()
     if name is not None:
         raise LifeguardError(
             f"the async task {describe(func)} cannot run under {name}, which replaces the threads "
             "that an event loop needs: start the worker with --pool threads or prefork, or make "
             "the task a plain function"
         )
-
-
-def _green() -> str | None:
-    """Which library has replaced this process's threads, if one has."""
-    gevent = sys.modules.get("gevent.monkey")
-    if gevent is not None and gevent.is_module_patched("threading"):
-        return "gevent"
-    eventlet = sys.modules.get("eventlet.patcher")
-    if eventlet is not None and eventlet.is_monkey_patched("thread"):
-        return "eventlet"
-    return None
 
 
 # -- the worker -----------------------------------------------------------------------------------
@@ -240,6 +230,7 @@ def connect(guard: Lifeguard) -> None:
     if guard.key in _guards:
         return
     if not _guards:
+        plumbing.update(("celery", "billiard", "kombu"))
         signals.worker_init.connect(_on_worker, dispatch_uid="lifeguard")
         signals.worker_process_init.connect(_on_process, dispatch_uid="lifeguard")
         signals.worker_process_shutdown.connect(_on_end_of_child, dispatch_uid="lifeguard")
@@ -281,9 +272,8 @@ def _refuse_to_forget(task: Any) -> None:
 
 def _on_process(**_: Any) -> None:
     """In each process that runs tasks, or will be forked for it."""
-    if _green() is None:
-        for guard in _guards.values():
-            guard.home = loop_thread(guard)
+    for guard in _guards.values():
+        begin_worker(guard)
 
 
 def _on_end_of_child(**_: Any) -> None:
@@ -291,10 +281,5 @@ def _on_end_of_child(**_: Any) -> None:
 
 
 def _on_end_of_worker(**_: Any) -> None:
-    """The process may live on (a worker inside of a test): close what only its tasks had opened."""
     for guard in _guards.values():
-        worker = guard._worker
-        if worker.state is OPEN and not worker.holders:
-            loop_thread(guard).end()
-            worker.end()
-        guard.home = None
+        end_worker(guard)

@@ -32,10 +32,11 @@ _pid = 0  # the process in which the hooks are registered
 _ending = 0  # the process that is in the middle of run()
 
 
-def register(lifetime: Endable) -> None:
+def register(lifetime: Endable, *, last: bool = False) -> None:
     """``lifetime.end()`` is called at the end of this process, unless it is gone by then.
 
-    What was registered last ends first.
+    What was registered last ends first. With *last* it ends after all others: a worker ends its
+    units before anybody looks after single pools.
     """
     global _pid
     pid = os.getpid()
@@ -44,7 +45,7 @@ def register(lifetime: Endable) -> None:
         _open.clear()  # those of the parent are not ours
         _hook(pid)
     forget(lifetime)
-    _open.append(weakref.ref(lifetime))
+    _open.insert(0 if last else len(_open), weakref.ref(lifetime))
 
 
 def forget(lifetime: Endable) -> None:

@@ -33,6 +33,7 @@ _noticing = allocate_lock()
 def watch(owner: Inheritable) -> None:
     """From now on a forked child calls ``owner.after_fork()`` before anything else runs in it."""
     global _registered
+    notice()  # it is the first here: who was watched in the parent has to hear of the fork before
     if not _registered:
         _registered = True
         if hasattr(os, "register_at_fork"):

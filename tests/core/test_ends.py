@@ -694,6 +694,20 @@ def test_what_was_forgotten_is_not_ended(log: Log, monkeypatch: pytest.MonkeyPat
     assert log == ["a", "c"]
 
 
+def test_what_asks_to_be_the_last_ends_after_all_others(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool looks after itself when its worker had its turn, whenever it was registered."""
+    monkeypatch.setattr(ends, "_open", [])
+    monkeypatch.setattr(ends, "_pid", os.getpid())
+    first, pool, worker = Open(log, "first"), Open(log, "pool"), Open(log, "worker")
+    ends.register(first)
+    ends.register(pool, last=True)
+    ends.register(worker)
+    ends.run(os.getpid())
+    assert log == ["worker", "first", "pool"]
+
+
 def test_what_is_gone_is_not_ended(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is kept alive for its end."""
     monkeypatch.setattr(ends, "_open", [])
