@@ -49,7 +49,7 @@ def lifeguard(
         stderr.print(f"[yellow bold]lifeguard:[/] [yellow]{text}[/]", soft_wrap=True)
 
 
-_DEMO_NEEDS = ("httpx", "psycopg", "psycopg_pool", "starlette", "uvicorn", "gunicorn")
+_DEMO_NEEDS = ("httpx", "psycopg", "psycopg_pool", "starlette", "uvicorn", "gunicorn", "celery")
 
 
 @app.command(

@@ -18,7 +18,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from lifeguard.cli._demo import command
+from lifeguard.cli._demo import command, servers
 from lifeguard.cli._demo.scenarios import APPS, BY_NAME, SCENARIOS
 
 pytestmark = pytest.mark.timeout(90)
@@ -105,6 +105,29 @@ def test_four_broken_streams_stop_django_bare_and_not_guarded(pg, monkeypatch, c
     assert guarded["verdict"] == "ok"
     assert guarded["samples"][-1]["ok"] > long_after(guarded)["ok"]
     assert (guarded["failed"], guarded["held"], guarded["left_over"]) == (0, 0, 0)
+
+
+def test_four_children_of_celery_meet_the_limit_bare_and_not_guarded(pg, monkeypatch, capsys):
+    """Bare, tasks fail with PostgreSQL's FATAL, though they were to need sixteen connections."""
+    monkeypatch.setenv("LIFEGUARD_DSN", pg.dsn)
+    assert command.run((BY_NAME["celery"],), seconds=6, as_json=True, page=None) == 0
+    (scenario,) = json.loads(capsys.readouterr().out)["scenarios"]
+    bare, guarded = scenario["bare"], scenario["guarded"]
+    assert bare["verdict"] == "fails"
+    assert bare["peak"] > 2 * bare["bound"]
+    assert guarded["verdict"] == "ok"
+    assert 0 < guarded["peak"] <= guarded["bound"] == 16
+    assert (guarded["failed"], guarded["held"], guarded["left_over"]) == (0, 0, 0)
+
+
+def test_a_worker_that_is_never_ready_is_told_with_its_log(pg, monkeypatch, capsys):
+    """A Celery worker does not listen: what it says in its log is waited for."""
+    monkeypatch.setenv("LIFEGUARD_DSN", pg.dsn)
+    monkeypatch.setattr(servers, "START_WITHIN", 0.5)
+    mute = dataclasses.replace(BY_NAME["celery"], ready="what no worker says")
+    assert command.run((mute,), seconds=3, as_json=True, page=None) == 1
+    (fault,) = json.loads(capsys.readouterr().out)["scenarios"][0]["guarded"]["faults"]
+    assert "the server was not ready within" in fault
 
 
 def long_after(side):
@@ -219,10 +242,11 @@ def test_killed_it_takes_its_servers_with_it(pg, tmp_path):
 def test_bare_and_guarded_differ_by_two_lines(scenario):
     assert scenario.app.parent == APPS
     lines = [line for line in scenario.difference.splitlines() if line]
+    installed = 'settings.INSTALLED_APPS += ["lifeguard.django"]'
     if scenario.name == "django":  # its pool is Django's own
-        installed, *lines = lines
-        assert installed == 'settings.INSTALLED_APPS += ["lifeguard.django"]'
-        assert lines == ["import lifeguard", "app = lifeguard.wrap(app)"]
+        assert lines == [installed, "import lifeguard", "app = lifeguard.wrap(app)"]
+    elif scenario.name == "celery":
+        assert lines == ["import lifeguard.celery", installed, "lifeguard.celery.install(app)"]
     else:
         assert lines == ["import lifeguard", "app = lifeguard.wrap(app, resources=[pool])"]
     assert scenario.limit >= scenario.bound  # guarded must have room for what it may use

@@ -54,7 +54,7 @@ def show_list(scenarios: Sequence[Scenario]) -> None:
 
 def about(seen: Witness, seconds: float) -> dict[str, str]:
     """Where these figures come from."""
-    packages = ("psycopg", "psycopg-pool", "uvicorn", "gunicorn", "starlette", "Django")
+    packages = ("psycopg", "psycopg-pool", "uvicorn", "gunicorn", "starlette", "Django", "celery")
     return {
         "lifeguard": version(),
         "PostgreSQL": str(seen.version),

@@ -1,4 +1,7 @@
-"""The users: real HTTP requests whose answers are checked, and clients that leave in the middle."""
+"""The users: real HTTP requests whose answers are checked, and clients that leave in the middle.
+
+Where the server is a Celery worker they send tasks instead, and check the results.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from .model import Tally
 
 PATIENCE = 2.0
+PATIENCE_FOR_TASKS = 5.0
 BASE = "http://demo"
 
 
@@ -133,3 +137,62 @@ async def run_reports(uds: Path, tally: Tally, *, until: float) -> None:
 
 def _loop_time() -> float:
     return asyncio.get_running_loop().time()
+
+
+class Producer:
+    """Sends tasks to a worker whose broker is a folder, and looks for their results there."""
+
+    def __init__(self, folder: Path, task: str) -> None:
+        from celery import Celery
+
+        self._task = task
+        self._queue, self._unsent = folder / "queue", folder / "unsent"
+        self._unsent.mkdir(exist_ok=True)
+        self._app = Celery(broker="filesystem://", backend=f"file://{folder}/results")
+        self._app.conf.broker_transport_options = {
+            "data_folder_in": str(self._queue),
+            "data_folder_out": str(self._unsent),
+            "control_folder": str(folder / "control"),
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._app.close()
+
+    def _send(self, token: str) -> Any:
+        result = self._app.send_task(self._task, [token])
+        # kombu writes a message where a worker may read it when it is half there: so write it
+        # elsewhere, and move it, which is done at once.
+        for message in self._unsent.iterdir():
+            message.rename(self._queue / message.name)
+        return result
+
+    async def ask(self, tally: Tally, name: str, *, until: float) -> None:
+        """One user who has one task after the other done, and checks each result."""
+        for number in itertools.count():
+            if time.monotonic() >= until:
+                return
+            token = f"{name}-{number}-{name}"
+            meta = await _result(self._send(token))
+            if meta is None:
+                tally.fail(f"no result within {PATIENCE_FOR_TASKS:.0f} s")
+            elif meta["status"] == "FAILURE":
+                tally.fail(_reason(f"{type(meta['result']).__name__}: {meta['result']}"))
+            elif meta["result"] != token:
+                tally.wrong += 1
+            else:
+                tally.ok += 1
+
+
+async def _result(result: Any) -> dict[str, Any] | None:
+    """What became of a task, or None if nothing did for too long."""
+    deadline = time.monotonic() + PATIENCE_FOR_TASKS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ValueError, EOFError):  # it is being written
+            meta: dict[str, Any] = result.backend.get_task_meta(result.id, cache=False)
+            if meta["status"] in ("SUCCESS", "FAILURE"):
+                return meta
+        await asyncio.sleep(0.02)
+    return None

@@ -94,7 +94,7 @@ async def _play_side(here: _Round, side: SideName) -> None:
         ) as server:
             mine.phase = "starting"
             try:
-                await server.wait_until_listening()
+                await server.wait_until_ready(scenario.ready)
             except ServerError as error:
                 mine.broke = str(error)
                 await both.abort()  # the other side goes on alone

@@ -55,6 +55,8 @@ class Scenario:
     load: Callable[[Stage], Awaitable[None]]
     scale: float = 1.0
     """How much of the usual time this one takes."""
+    ready: str = ""
+    """What the server's log says when it is ready, where it does not listen."""
     settles: bool = True
     """False where requests still run on purpose when the load ends: nothing is "held" then."""
 
@@ -83,7 +85,7 @@ class Scenario:
     def command(self) -> str:
         """The server's command line as one would type it."""
         skip = {"--app-dir", "--log-level", "--no-access-log", "--uds", "--bind", "warning", "."}
-        skip |= {"unix:{uds}", "{uds}", "--no-control-socket"}
+        skip |= {"unix:{uds}", "{uds}", "--no-control-socket", *_CELERY}
         return " ".join(arg for arg in self.server if arg not in skip)
 
 
@@ -150,8 +152,16 @@ async def _streams(stage: Stage) -> None:
             )
 
 
+async def _tasks(stage: Stage) -> None:
+    with load.Producer(stage.server.folder, "tasks.echo") as producer:
+        async with asyncio.TaskGroup() as users:
+            for user in range(8):  # twice as many as there are children: none is ever idle
+                users.create_task(producer.ask(stage.tally, f"user{user}", until=stage.until))
+
+
 _UVICORN = ("--app-dir", ".", "--uds", "{uds}", "--no-access-log", "--log-level", "warning")
 _GUNICORN = ("--bind", "unix:{uds}", "--log-level", "warning", "--no-control-socket")
+_CELERY = ("--loglevel=INFO", "--without-gossip", "--without-mingle", "--without-heartbeat")
 
 SCENARIOS = (
     Scenario(
@@ -257,6 +267,22 @@ SCENARIOS = (
         bound=4,
         limit=12,
         load=_streams,
+    ),
+    Scenario(
+        name="celery",
+        title="Celery: four prefork children take every connection there is",
+        story=(
+            "Each task asks three questions at once, in threads. Celery closes the connection of "
+            "the task, not those of threads that have ended: they stay open until the garbage "
+            "collector comes by. Four children are enough to meet the limit."
+        ),
+        remedy="A thread that ends closes what it opened, and each task is a unit.",
+        sources=("dimagi/open-chat-studio#2553", "openedx/xqueue#45"),
+        server=("celery", "-A", "tasks:app", "worker", "--concurrency=4", *_CELERY),
+        bound=16,
+        limit=48,
+        load=_tasks,
+        ready=" ready.",
     ),
 )
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
