@@ -6,9 +6,9 @@ import os
 
 from tests.django.databases import database
 
-_dsn = os.environ["APP_DSN"]
+_dsn, _name = os.environ["APP_DSN"], f"{os.environ['APP_QUEUE']}django"
 
 SECRET_KEY = "tests"
 USE_TZ = True
 INSTALLED_APPS = [] if "APP_BARE" in os.environ else ["lifeguard.django"]
-DATABASES = {"default": database(_dsn, CONN_MAX_AGE=0)}
+DATABASES = {"default": database(_dsn, application_name=_name, CONN_MAX_AGE=0)}
