@@ -233,8 +233,6 @@ def connect(guard: Lifeguard) -> None:
         plumbing.update(("celery", "billiard", "kombu"))
         signals.worker_init.connect(_on_worker, dispatch_uid="lifeguard")
         signals.worker_process_init.connect(_on_process, dispatch_uid="lifeguard")
-        signals.worker_process_shutdown.connect(_on_end_of_child, dispatch_uid="lifeguard")
-        signals.worker_shutdown.connect(_on_end_of_worker, dispatch_uid="lifeguard")
     _guards[guard.key] = guard
 
 
@@ -272,6 +270,12 @@ def _refuse_to_forget(task: Any) -> None:
 
 def _on_process(**_: Any) -> None:
     """In each process that runs tasks, or will be forked for it."""
+    for signal, receiver in (
+        (signals.worker_process_shutdown, _on_end_of_child),
+        (signals.worker_shutdown, _on_end_of_worker),
+    ):
+        signal.disconnect(dispatch_uid="lifeguard")
+        signal.connect(receiver, dispatch_uid="lifeguard")  # the last: others may use what is open
     for guard in _guards.values():
         begin_worker(guard)
 

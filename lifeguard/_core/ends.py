@@ -80,7 +80,7 @@ def _register(func: Callable[..., None], args: tuple[object, ...], priority: int
 def run(pid: int) -> None:
     """End what is open, if this is still the process that opened it."""
     global _ending
-    if pid != os.getpid():
+    if pid != os.getpid() or pid != _pid:  # a child that has opened nothing has its parent's list
         return
     _ending = pid
     while _open:
