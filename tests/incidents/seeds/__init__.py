@@ -1,1 +1,1 @@
-"""The three reports that this project began with, each as the whole deployment it was."""
+"""The four reports that this project began with, each as the whole deployment it was."""
