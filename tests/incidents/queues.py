@@ -22,9 +22,9 @@ def client(process: Process) -> Iterator[Celery]:
 
 
 def outcome(result: AsyncResult[Any]) -> Any:
-    """What the task returned, or the name of what it raised."""
+    """What the task returned, or the name and the text of what it raised."""
     value = result.get(timeout=ANSWER_WITHIN, propagate=False, disable_sync_subtasks=False)
-    return type(value).__name__ if isinstance(value, BaseException) else value
+    return f"{type(value).__name__}: {value}" if isinstance(value, BaseException) else value
 
 
 def run(process: Process, task: str, times: int = 1) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 from tests.incidents.apps import GUARDED
@@ -20,22 +21,26 @@ if GUARDED:
     lifeguard.celery.install(app)
 
 
-def wait_for_neighbours() -> None:
-    """Until the other tasks wait for the pool's connection, or had it before."""
-    deadline = time.monotonic() + 15
-    while order.others and time.monotonic() < deadline:
-        if connection.pool.get_stats().get("requests_waiting") == order.others:
-            break
-        time.sleep(0.01)
-    order.others = 0
+together, first = threading.Barrier(TASKS), threading.Event()
 
 
 @app.task(name="order")
 def order() -> str:
+    place = together.wait(timeout=15)
+    if place:
+        first.wait(timeout=15)
     with connection.cursor() as cursor:
         cursor.execute("SELECT 'ordered'")
-        wait_for_neighbours()
+        if not place:
+            first.set()
+            wait_for_neighbours()
         return cursor.fetchone()[0]
 
 
-order.others = TASKS - 1
+def wait_for_neighbours() -> None:
+    """Until the other tasks wait for the pool's connection."""
+    deadline = time.monotonic() + 15
+    while connection.pool.get_stats().get("requests_waiting") != TASKS - 1:
+        if time.monotonic() > deadline:
+            raise TimeoutError("the other tasks do not wait")
+        time.sleep(0.01)
