@@ -98,12 +98,17 @@ class Workers:
     folder: Path
     started: list[Worker]
 
+    @property
+    def next_name(self) -> str:
+        """Of the worker that is started next: jobs may wait for it in its queue."""
+        return f"{self.name}{len(self.started)}:"
+
     def __call__(
         self, *argv: str, bare: bool = False, versions: str | None = None, **environ: str
     ) -> Worker:
         """Start ``python ARGV``. What it needs to know is in its environment (APP_...)."""
         number = len(self.started)
-        name = f"{self.name}{number}:"
+        name = self.next_name
         log = EventLog(self.folder / f"events-{number}.jsonl")
         output = self.folder / f"output-{number}.txt"
         path = [*([str(overlay(versions))] if versions else []), str(ROOT)]

@@ -1,0 +1,95 @@
+"""A procrastinate worker with async tasks, and sync ones, which it runs in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import procrastinate
+from procrastinate import PsycopgConnector
+from psycopg.conninfo import make_conninfo
+
+from tests.queues.apps import jobs
+from tests.queues.apps.jobs import BARE, DSN, LOG, QUEUE
+
+App: Any = procrastinate.App
+if "APP_DJANGO" in os.environ:
+    import django
+    from django.conf import settings
+
+    from tests.django.databases import database
+
+    settings.configure(
+        INSTALLED_APPS=[] if BARE else ["lifeguard.django"],
+        DATABASES={"default": database(DSN, application_name=f"{QUEUE}django")},
+    )
+    django.setup()
+    if os.environ["APP_DJANGO"] == "contrib":
+        from procrastinate.contrib.django.db_cleanup import DjangoApp
+
+        App = DjangoApp
+
+app = App(
+    connector=PsycopgConnector(
+        conninfo=make_conninfo(DSN, options=f"-c search_path={os.environ['APP_SCHEMA']}")
+    ),
+    worker_defaults={
+        "concurrency": 4,
+        "fetch_job_polling_interval": 0.05,
+        "abort_job_polling_interval": 0.1,
+        "listen_notify": False,
+    },
+)
+MODE = os.environ.get("APP_MODE", "task")
+task = jobs.task if MODE == "task" else lambda func: func
+
+if not BARE and MODE == "install":
+    import lifeguard.procrastinate
+
+    lifeguard.procrastinate.install(app)
+
+
+@app.task(name="select")
+@task
+async def select(n: int) -> int:
+    return await jobs.select(n)
+
+
+@app.task(name="select_sync")
+@task
+def select_sync(n: int) -> int:
+    return jobs.select_sync(n)
+
+
+@app.task(name="keep", retry=1)
+@task
+async def keep(how: str) -> None:
+    await jobs.keep(how)
+
+
+@app.task(name="keep_sync")
+@task
+def keep_sync(how: str) -> None:
+    jobs.keep_sync(how)
+
+
+def query(n: int) -> None:
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT %s::int", [n])
+    LOG.write("queried", n=n)
+
+
+@app.task(name="django")
+@task
+def django_(n: int) -> None:
+    query(n)
+
+
+@app.task(name="django_inner")
+@task
+async def django_inner(n: int) -> None:
+    """Django's connections in threads that neither procrastinate nor Django knows of."""
+    await asyncio.gather(*(asyncio.to_thread(query, n) for _ in range(3)))
