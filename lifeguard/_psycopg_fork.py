@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from psycopg import AsyncConnection, Connection, OperationalError
 
 from ._core import fork
+from ._core.clock import now
 from ._core.errors import WrongProcessError
 from ._core.resource import Adapter
 
@@ -74,16 +77,44 @@ def sever(conn: Any, adapter: Adapter, pid: int) -> None:
         socket = conn.pgconn.socket
     except OperationalError:  # closed, or no socket yet
         return
-    null = os.open(os.devnull, os.O_RDWR)
-    try:
-        os.dup2(null, socket)
-    finally:
-        os.close(null)
+    cut_off(socket)
     cls: Any = type(conn)
     is_async = issubclass(cls, AsyncConnection)
     conn._lifeguard_owner = adapter, pid
     conn.lock = asyncio.Lock() if is_async else threading.Lock()  # it may be held by who is gone
     conn.__class__ = _inherited(cls)
+
+
+def cut_off(descriptor: int) -> None:
+    """Let this process's copy of a socket go, without a word to whoever is at its other end."""
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        os.dup2(null, descriptor)
+    finally:
+        os.close(null)
+
+
+def let_connect(pool: Any) -> None:
+    """Let the threads of a sync pool finish connecting, for a second at most: a fork is near.
+
+    libpq and what is below it take locks while they connect. A child that is forked in the middle
+    of that inherits them taken, and hangs at its own first connect. (A pool that is opened at
+    import and forked a moment later is in the middle of it.)
+    """
+    deadline = now() + 1.0
+    while _is_connecting(pool) and now() < deadline:
+        time.sleep(0.001)
+
+
+def _is_connecting(pool: Any) -> bool:
+    running = sys._current_frames()  # with the GIL held, until after the fork
+    for thread in getattr(pool, "_workers", ()):
+        frame = running.get(getattr(thread, "ident", 0))
+        while frame is not None:
+            if frame.f_code.co_name == "_connect":
+                return True
+            frame = frame.f_back
+    return False
 
 
 def refusal(adapter: Adapter, pid: int) -> WrongProcessError:
@@ -133,6 +164,9 @@ def _sync(cls: Any) -> type:
             except (OperationalError, OSError) as exc:  # as there is no socket
                 raise refusal(*self._lifeguard_owner) from exc
 
+        def rollback(self) -> None:
+            """Nothing: what is open is the parent's, and here are only blocks to be left."""
+
         def cancel_safe(self, *, timeout: float = 30.0) -> None:
             _refuse(self)
 
@@ -154,6 +188,9 @@ def _async(cls: Any) -> type:
                 return await cls.wait(self, *args, **kwargs)
             except (OperationalError, OSError) as exc:
                 raise refusal(*self._lifeguard_owner) from exc
+
+        async def rollback(self) -> None:
+            """Nothing: what is open is the parent's, and here are only blocks to be left."""
 
         async def cancel_safe(self, *, timeout: float = 30.0) -> None:
             _refuse(self)

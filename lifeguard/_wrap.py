@@ -41,6 +41,7 @@ task_hosts = {"celery": "lifeguard.celery"}
 
 adapters["psycopg_pool"] = "lifeguard.psycopg"
 adapters["psycopg"] = "lifeguard._psycopg_fork"
+adapters["sqlalchemy"] = "lifeguard.sqlalchemy"
 
 
 class Layer:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import time
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -25,14 +24,13 @@ from psycopg import OperationalError
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from ._core import ends, fork
-from ._core.clock import now
 from ._core.errors import WrongProcessError
 from ._core.lifetime import CLOSED, OPEN, Call
 from ._core.resource import Adapter
 from ._core.shield import running_loop, shielded
 from ._core.unit import FULL_STACK, Borrow, Unit, plumbing
 from ._net import Net
-from ._psycopg_fork import sever
+from ._psycopg_fork import let_connect, sever
 from ._psycopg_net import aspread, spread
 
 if TYPE_CHECKING:
@@ -80,7 +78,7 @@ class PoolAdapter(Adapter):
         self.made.update(list(getattr(self.obj, "_pool", ())))  # and noted at their first borrow
         fork.watch(self)  # not by the guard: a pool that was yielded is known to nobody else
         if not self.obj.closed:  # a program that never opens a worker still ends
-            ends.register(self)
+            ends.register(self, last=True)
 
     def note(self, conn: Any) -> Borrow:
         """*conn* is new in the pool."""
@@ -188,27 +186,8 @@ class PoolAdapter(Adapter):
     # -- fork ----------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
-        """Let the pool's threads finish connecting, for a second at most.
-
-        libpq and what is below it take locks while they connect. A child that is forked in the
-        middle of that inherits them taken, and hangs at its own first connect. (A pool that is
-        opened at import and forked a moment later is in the middle of it.)
-        """
-        deadline = now() + 1.0
-        while self._is_connecting() and now() < deadline:
-            time.sleep(0.001)
-
-    def _is_connecting(self) -> bool:
-        if self.is_async or self.pid != os.getpid():
-            return False
-        running = sys._current_frames()  # with the GIL held, until after the fork
-        for thread in getattr(self.obj, "_workers", ()):
-            frame = running.get(getattr(thread, "ident", 0))
-            while frame is not None:
-                if frame.f_code.co_name == "_connect":
-                    return True
-                frame = frame.f_back
-        return False
+        if not self.is_async and self.pid == os.getpid():
+            let_connect(self.obj)
 
     def after_fork(self) -> None:
         """In a forked child: cut the sockets off here, leave the parent's alone, start anew."""
@@ -510,7 +489,7 @@ def _reopening_sync(cls: Any) -> type:
             self._lifeguard.say_inherited()
             cls.open(self, wait, timeout)
             self.__class__ = cls
-            ends.register(self._lifeguard)
+            ends.register(self._lifeguard, last=True)
 
         def getconn(self, timeout: float | None = None) -> Any:
             self.open()
@@ -529,7 +508,7 @@ def _reopening_async(cls: Any) -> type:
             self._lifeguard.say_inherited()
             await cls.open(self, wait, timeout)
             self.__class__ = cls
-            ends.register(self._lifeguard)
+            ends.register(self._lifeguard, last=True)
 
         async def getconn(self, timeout: float | None = None) -> Any:
             await self.open()

@@ -47,6 +47,7 @@ FLOORS: list[dict[str, str]] = [
         "wsgi": "",
         "threads": "",
         "_lifespan": "asgi",
+        "_loop": "",
         "_wrap": "asgi wsgi threads _lifespan",
     },
     # the public names
@@ -55,7 +56,7 @@ FLOORS: list[dict[str, str]] = [
     {
         "arq": "",
         "celery": "",
-        "django": "",
+        "django": "_psycopg_fork celery",
         "dramatiq": "",
         "huey": "",
         "procrastinate": "",
@@ -65,7 +66,7 @@ FLOORS: list[dict[str, str]] = [
         "psycopg": "_psycopg_net _psycopg_fork",
         "_psycopg_fork": "",
         "_psycopg_net": "",
-        "sqlalchemy": "",
+        "sqlalchemy": "_psycopg_fork",
         "asyncpg": "",
         "leaks": "",
         "metrics": "",

@@ -9,6 +9,7 @@ its caller had open, and never in the middle of a transaction.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import weakref
@@ -36,9 +37,10 @@ STALE = 60.0  #: seconds after which a connection that nobody closes is spoken o
 class Entry:
     """The connections of one thread. Nothing but the thread-local keeps it alive."""
 
-    __slots__ = ("__weakref__", "ident", "lane", "name", "wrappers")
+    __slots__ = ("__weakref__", "ident", "lane", "name", "pid", "wrappers")
 
     def __init__(self) -> None:
+        self.pid = os.getpid()
         self.ident = get_ident()
         self.name = threading.current_thread().name
         self.lane = thread.lane
@@ -46,10 +48,15 @@ class Entry:
         key = id(self)
         _entries[key] = weakref.ref(self, lambda _: _entries.pop(key, None))
 
-    def __del__(self, is_finalizing: Any = sys.is_finalizing) -> None:
+    def __del__(self, is_finalizing: Any = sys.is_finalizing, getpid: Any = os.getpid) -> None:
         # In the thread that ends. No logging and no current_thread() in here: they would make a
         # dummy of a thread that is gone, and Python 3.13 complains of it at its own end.
         if is_finalizing():
+            return
+        if self.pid != getpid():
+            # A forked child drops the locals of threads that it does not have, before any hook
+            # runs. These are the parent's, and in use there.
+            inherited.extend(self.wrappers)
             return
         for wrapper in self.wrappers:
             close_for_good(wrapper)
@@ -61,6 +68,7 @@ class _Thread(threading.local):
 
 
 thread = _Thread()
+inherited: list[Any] = []  #: of the parent's threads that this process does not have
 _entries: dict[int, weakref.ref[Entry]] = {}
 
 
@@ -401,14 +409,17 @@ def say_stale() -> None:
                 )
 
 
-def close_all() -> None:
+def close_all(*, everything: bool = False) -> None:
     """At the worker's end: what its units have opened in whatever thread, and the pools.
 
     Not what was opened outside of them: the process may go on (tests, scripts), and so does that.
+    *Everything* is for the end of the process.
     """
     for entry in entries():
         for connection in list(entry.wrappers):
-            if connection.connection is None or connection.__dict__[_MARK].owner is None:
+            if connection.connection is None:
+                continue
+            if connection.__dict__[_MARK].owner is None and not everything:
                 continue
             if connection.in_atomic_block or connection.allow_thread_sharing:
                 continue

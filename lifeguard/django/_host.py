@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import sys
 import threading
 
 from django.conf import settings
@@ -21,6 +22,7 @@ from .._net import application_name
 from .._wrap import Layer, hosts
 from . import _connections
 from ._finish import note_responses, on_finished, on_started, send_to_all, start_in_lane
+from ._forks import Forks
 from ._requests import DjangoLayer
 from ._settings import Options, problems, read
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 _options: Options | None = None
 _lanes: Any = None  # the resource
+_forks: Forks | None = None
 
 
 def guard() -> Lifeguard:
@@ -44,7 +47,7 @@ def attach() -> None:
     """Do it once: Django is ready. Opens nothing; that is the worker's business."""
     from .. import _default
 
-    global _options, _lanes
+    global _forks, _lanes, _options
     if _options is not None:
         return
     wrong = problems(settings)
@@ -54,6 +57,7 @@ def attach() -> None:
     _options = options = read(settings)
 
     _lanes = options.guard.define(LanesResource(options))
+    _forks = Forks(options.guard)
     options.guard.layers.append(DjangoLayer(options.guard, _lanes_now))
     if not _default.layers:
         hosts["django"] = "wrap it with the guard that LIFEGUARD['GUARD'] names"
@@ -68,14 +72,18 @@ def attach() -> None:
         _name_connections(options.name)
     from asgiref.sync import SyncToAsync
 
-    from ..threads import guard_executor
+    from ..threads import LoopJob, guard_jobs
 
     # Thread-sensitive code outside of requests: a lifespan, a script. One thread, for ever.
-    guard_executor(options.guard, SyncToAsync.single_thread_executor)
+    guard_jobs(options.guard, SyncToAsync.single_thread_executor, LoopJob)
     if options.executors:
         from ._executors import guard_all
 
         guard_all(options.guard)
+    if "celery" in sys.modules:  # by the module that makes the project's Celery app
+        from . import _celery
+
+        _celery.attach(options.guard)
     if importlib.util.find_spec("channels") is not None:
         from ._channels import a_unit_per_message
 
@@ -95,6 +103,8 @@ def _refuse_to_open(wrong: list[str]) -> None:
 
 def _on_connection(connection: Any, **_: Any) -> None:
     _connections.opened(connection, guard())
+    if _forks is not None:
+        _forks.opened()
 
 
 class LanesResource(Resource[Lanes]):

@@ -1,0 +1,143 @@
+"""Four child processes and what their parent has open: each answer is the one that was asked for.
+
+The objects are Django's connections and native pools, a pool and a connection of psycopg, and an
+engine of SQLAlchemy; the processes come from an executor, from multiprocessing and from billiard.
+One program per start method asks all of it, and the tests read what it wrote: they stand apart from
+test_answers.py, where a program has one object and two children.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lifeguard.testing import Postgres
+from tests.forks.conftest import ROOT, Start
+from tests.forks.test_answers import outcome
+from tests.support.eventlog import ENV, Event, EventLog
+
+KINDS = ("django", "native", "pool", "connection", "engine")
+WAYS = {
+    "fork": ("executor", "pool", "billiard"),
+    "forkserver": ("executor", "pool"),
+    "spawn": ("executor",),  # a fresh interpreter is dear, and inherits nothing
+}
+CODE = "from tests.forks.apps import processes; processes.main()"
+
+
+@dataclasses.dataclass
+class Run:
+    """What one program wrote, and what it left."""
+
+    parent: int
+    events: list[Event]
+    said: str
+    left: int
+
+    def of(self, name: str, kind: str, way: str) -> list[Event]:
+        return [e for e in self.events if e.event == name and (e["kind"], e["way"]) == (kind, way)]
+
+
+@pytest.fixture(scope="module", params=["plain", "tls"])
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Run]:
+    """The program with one start method, run once."""
+    name = {"plain": "pg_without_tls", "tls": "pg_with_tls"}[request.param]
+    server: Postgres = request.getfixturevalue(name)
+
+    @functools.cache
+    def run(method: str) -> Run:
+        folder = tmp_path_factory.mktemp(method)
+        log = EventLog(folder / "events.jsonl")
+        try:
+            return _run(method, server, log, folder / "output.txt")
+        finally:
+            log.close()
+
+    return run
+
+
+def _run(method: str, server: Postgres, log: EventLog, output: Path) -> Run:
+    name = f"forks-{method}"
+    with output.open("wb") as file:
+        program = subprocess.Popen(
+            [sys.executable, "-c", CODE],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "APP_DSN": server.named(name),
+                "METHOD": method,
+                "KINDS": ",".join(KINDS),
+                "WAYS": ",".join(WAYS[method]),
+                ENV: str(log.path),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        status = program.wait(80)
+    except subprocess.TimeoutExpired:
+        status = None
+    finally:
+        try:
+            os.killpg(program.pid, 9)
+        except ProcessLookupError:
+            pass
+        program.wait()
+    said = output.read_text(errors="replace")
+    assert status == 0, f"status {status}:\n{said}"
+    return Run(program.pid, log.read(), said, server.wait_count(0, prefix=name))
+
+
+CELLS = [(method, way) for method, ways in WAYS.items() for way in ways]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("method", "way"), CELLS)
+def test_every_answer_is_right(
+    method: str, way: str, kind: str, runs: Callable[[str], Run]
+) -> None:
+    """110 of 110, from backends that serve one process each; and the parent's transaction, which
+    was open all the time, goes on."""
+    run = runs(method)
+    assert run.of("failed", kind, way) == [], run.said
+    answers = run.of("answer", kind, way)
+    assert [event["right"] for event in answers] == [True] * 110
+    served: dict[int, set[int]] = {}
+    for event in answers:
+        served.setdefault(event["backend"], set()).add(event.pid)
+    assert all(len(pids) == 1 for pids in served.values()), f"shared backends: {served}"
+    assert run.parent not in set.union(*served.values())
+    assert [event["same"] for event in run.of("after", kind, way)] == [True]
+
+
+@pytest.mark.parametrize("method", WAYS)
+def test_nothing_is_left(method: str, runs: Callable[[str], Run]) -> None:
+    """Each child of an executor closes its worker once, at its end, and so does the parent. No
+    connection is left, not even of processes that end without a word."""
+    run = runs(method)
+    assert run.left == 0
+    closed = [event for event in run.events if event.event == "closed"]
+    children = {event.pid for event in run.of("answer", "connection", "executor")}
+    assert {run.parent, *children} <= {event.pid for event in closed}
+    assert len(closed) == len({event.pid for event in closed})
+    assert all(event["errors"] == "[]" for event in closed)
+
+
+@pytest.mark.parametrize("kind", ["django", "native", "engine"])
+def test_bare_they_are_not(kind: str, start: Start, pg: Postgres) -> None:
+    """The same without lifeguard: answers of others, errors, or none at all."""
+    program = start("-c", CODE, METHOD="fork", WAYS="executor", KINDS=kind, APP_BARE="1")
+    right, wrong, failed = outcome(program, seconds=6)
+    assert right < 110, f"{right} right, {wrong} wrong, {failed} failed: {program.said()}"
