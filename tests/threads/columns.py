@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class Columns:
         self.folder = folder
         self.numbers = itertools.count(1)
         self.errors = (folder / "program.txt").open("wb")
-        self.columns: dict[tuple[str, bool], Column] = {}
+        self.columns: dict[tuple[str, bool, tuple[str, ...]], Column] = {}
         self.popen = subprocess.Popen(
             [sys.executable, "-m", "tests.threads.program"],
             cwd=ROOT,
@@ -78,17 +78,21 @@ class Columns:
             start_new_session=True,
         )
 
-    def column(self, kind: str, guarded: bool) -> Column:
-        if (kind, guarded) not in self.columns:
-            self.columns[kind, guarded] = self.start(kind, guarded)
-        return self.columns[kind, guarded]
+    def column(self, kind: str, guarded: bool, ways: Sequence[str]) -> Column:
+        key = kind, guarded, tuple(ways)
+        if key not in self.columns:
+            self.columns[key] = self.start(*key)
+        return self.columns[key]
 
-    def both(self, kind: str, way: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """A cell bare, and guarded. The two columns run beside each other."""
-        bare, guarded = self.column(kind, False), self.column(kind, True)
+    def both(
+        self, kind: str, way: str, ways: Sequence[str] = ()
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A cell bare, and guarded. The two columns, of *ways*, run beside each other."""
+        ways = ways or ways_of(kind)
+        bare, guarded = (self.column(kind, side, ways) for side in (False, True))
         return bare.cell(way), guarded.cell(way)
 
-    def start(self, kind: str, guarded: bool) -> Column:
+    def start(self, kind: str, guarded: bool, ways: Sequence[str]) -> Column:
         number = next(self.numbers)
         log = EventLog(self.folder / f"events-{number}.jsonl")
         output = self.folder / f"output-{number}.txt"
@@ -99,8 +103,8 @@ class Columns:
             "dsn": self.pg.dsn,
             "log": str(log.path),
             "output": str(output),
-            "ways": ways_of(kind),
-            "overlays": {way: str(overlay(name)) for way, name in OVERLAYS.items()},
+            "ways": ways,
+            "overlays": {way: str(overlay(name)) for way, name in OVERLAYS.items() if way in ways},
         }
         assert self.popen.stdin is not None and self.popen.stdout is not None
         self.popen.stdin.write(json.dumps(request) + "\n")

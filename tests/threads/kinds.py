@@ -6,8 +6,10 @@ gives to lifeguard, and how many places of the pool are with nobody afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict
@@ -16,6 +18,8 @@ POOL = 4
 """Connections of each pool."""
 
 QUESTION = "SELECT pg_backend_pid()"
+TABLE = "lifeguard_jobs"
+INSERT = f"INSERT INTO {TABLE} VALUES (%s)"
 
 
 class JobFailed(Exception):
@@ -29,6 +33,8 @@ class Kind:
     pooled = False
     jobs = 200
     """Of a guarded cell."""
+    kept_by_a_unit = 0
+    """How many connections a unit has after a transaction, until it ends."""
 
     def __init__(self, dsn: str, appname: str, guarded: bool) -> None:
         self.dsn = dsn
@@ -49,11 +55,18 @@ class Kind:
         """One job: the process id of the backend that answered. It may fail in the middle."""
         raise NotImplementedError
 
+    def transaction(self) -> AbstractContextManager[Callable[[str], None]]:
+        """A transaction, and how to insert something in it."""
+        raise NotImplementedError
+
+    def clean_up_naively(self) -> None:
+        """What people are told to do at the end of what runs in a thread."""
+
     def age(self) -> None:
         """Make this thread's connection older than it may get."""
 
     def lost(self) -> int:
-        """How many connections of the pool are with nobody."""
+        """How many connections of the pool are not in it."""
         return 0
 
 
@@ -62,6 +75,7 @@ class Django(Kind):
 
     max_age = 0
     jobs = 64  # most of which open a connection
+    kept_by_a_unit = 1
 
     def prepare(self) -> None:
         import django
@@ -90,6 +104,22 @@ class Django(Kind):
         if fail:
             raise JobFailed(backend)
         return backend
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Callable[[str], None]]:
+        from django.db import connection, transaction
+
+        def insert(value: str) -> None:
+            with connection.cursor() as cursor:
+                cursor.execute(INSERT, [value])
+
+        with transaction.atomic():
+            yield insert
+
+    def clean_up_naively(self) -> None:
+        from django.db import connections
+
+        connections.close_all()
 
     def age(self) -> None:
         from django.db import connection
@@ -134,7 +164,7 @@ class DjangoPool(Django):
     def lost(self) -> int:
         from django.db import connection
 
-        return of_psycopg_pool(connection.pool, self.guarded)
+        return not_in(connection.pool)
 
 
 class PsycopgPool(Kind):
@@ -170,8 +200,13 @@ class PsycopgPool(Kind):
         self.pool.putconn(connection)
         return backend
 
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Callable[[str], None]]:
+        with self.pool.connection() as connection, connection.transaction():
+            yield lambda value: connection.execute(INSERT, [value])
+
     def lost(self) -> int:
-        return of_psycopg_pool(self.pool, self.guarded)
+        return not_in(self.pool)
 
 
 class SqlalchemySession(Kind):
@@ -216,20 +251,25 @@ class SqlalchemySession(Kind):
         session.close()
         return backend
 
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Callable[[str], None]]:
+        from sqlalchemy import text
+        from sqlalchemy.orm import Session
+
+        insert = text(INSERT.replace("%s", ":value"))
+        with Session(self.engine) as session, session.begin():
+            yield lambda value: session.execute(insert, {"value": value})
+
     def lost(self) -> int:
         checked_out: int = self.engine.pool.checkedout()
         return checked_out
 
 
-def of_psycopg_pool(pool: Any, patient: bool) -> int:
-    """What is not in *pool*. It replaces what was taken back a moment later, where it was."""
-
-    def lost() -> int:
-        stats = pool.get_stats()
-        missing: int = stats.get("pool_size", 0) - stats.get("pool_available", 0)
-        return missing
-
-    return settled(lost, 0, 3.0 if patient else 0.0)
+def not_in(pool: Any) -> int:
+    """What is not in a psycopg_pool: with somebody, or about to be opened."""
+    stats = pool.get_stats()
+    missing: int = stats.get("pool_size", 0) - stats.get("pool_available", 0)
+    return missing
 
 
 def settled(look: Callable[[], int], expected: int, seconds: float) -> int:

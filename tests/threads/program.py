@@ -19,14 +19,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 from tests.support.eventlog import EventLog
+from tests.threads.kinds import KINDS, POOL, TABLE, settled
 
 BARE_JOBS = 32
 TIMEOUT, BARE_TIMEOUT = 10.0, 0.2
 """Seconds to wait for a connection of a pool. Bare there are none: it is not worth the wait."""
+SETTLED_WITHIN = 3.0
 
 
 class Column:
@@ -34,8 +36,6 @@ class Column:
 
     def __init__(self, request: dict[str, Any], log: EventLog) -> None:
         import psycopg
-
-        from tests.threads.kinds import KINDS
 
         self.log = log
         self.guarded: bool = request["guarded"]
@@ -79,7 +79,11 @@ class Column:
 
     def run_cell(self, way: str, cell: Any, found: dict[str, Any]) -> None:
         from tests.threads import ways
+        from tests.threads.jobs import MOMENTS
 
+        if way in MOMENTS:
+            self.finish_or_run(MOMENTS[way](self, cell, found))
+            return
         if way in ways.SYNC:
             with cell.worker(self.timeout), ways.SYNC[way](cell) as run:
                 self.finish(self.look(way, cell, run, found))
@@ -99,6 +103,10 @@ class Column:
             async with ways.ASYNC[way](cell) as run, cell.aworker(self.timeout):
                 await self.look(way, cell, run, found)
 
+    def finish_or_run(self, result: Coroutine[Any, Any, None] | None) -> None:
+        if result is not None:
+            asyncio.run(result)
+
     def finish(self, coroutine: Any) -> None:
         """Run a coroutine that has nothing to wait for."""
         try:
@@ -116,7 +124,7 @@ class Column:
         kept = not self.guarded or (self.kept_by_age and way not in ways.THREADS_END)
         expected = len(cell.backends) if kept else 0
         if self.kind.pooled:
-            found["lost"] = self.kind.lost()
+            found["lost"] = self.out(POOL, 0)
         else:
             found["left"] = self.connections(expected)
         if self.kept_by_age and way not in ways.THREADS_END:
@@ -134,8 +142,6 @@ class Column:
 
     def connections(self, expected: int) -> int:
         """What PostgreSQL says, once it is as expected: a backend leaves after its client."""
-        from tests.threads.kinds import settled
-
         query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
 
         def count() -> int:
@@ -143,7 +149,23 @@ class Column:
             assert row is not None
             return int(row[0])
 
-        return settled(count, expected, 3.0 if self.guarded else 0.3)
+        return settled(count, expected, SETTLED_WITHIN)
+
+    def out(self, bare: int, guarded: int) -> int:
+        """How many connections somebody has, once it is as expected of this side.
+
+        A pool replaces what it lost a moment later, and opens in the background.
+        """
+        expected = guarded if self.guarded else bare
+        if not self.kind.pooled:
+            return self.connections(expected)
+        return settled(self.kind.lost, expected, SETTLED_WITHIN)
+
+    def rows(self, value: str) -> int:
+        query = f"SELECT count(*) FROM {TABLE} WHERE value = %s"
+        row = self.watch.execute(query.encode(), [value]).fetchone()
+        assert row is not None
+        return int(row[0])
 
     def terminate_rest(self) -> None:
         """The next cell begins with none."""

@@ -7,23 +7,14 @@ what came of it, cell by cell.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from lifeguard.testing import Postgres
-from tests.threads.columns import Columns, columns, ways_of
+from tests.threads.columns import Columns, ways_of
 from tests.threads.kinds import KINDS, POOL, DjangoAge60
 from tests.threads.ways import THREADS_END
 
 PROCESSES = "APScheduler 3, processes"
 CELLS = [(kind, way) for kind in KINDS for way in ways_of(kind)]
-
-
-@pytest.fixture(scope="module")
-def table(pg: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Columns]:
-    with columns(pg, tmp_path_factory.mktemp("threads")) as table:
-        yield table
 
 
 @pytest.mark.parametrize(("kind", "way"), CELLS)
