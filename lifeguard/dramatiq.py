@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from typing import TYPE_CHECKING, Any
 
 import dramatiq
 from dramatiq import asyncio as dramatiq_asyncio
 
-from ._core.lifetime import OPEN
-from ._loop import loop_thread
+from ._loop import end_worker, green, loop_thread
 from .threads import is_task, make_task
 
 if TYPE_CHECKING:
@@ -51,8 +49,7 @@ class Middleware(dramatiq.Middleware):
         actor.fn = _as_unit(self.guard, actor.fn)
 
     def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
-        gevent = sys.modules.get("gevent.monkey")
-        if gevent is None or not gevent.is_module_patched("threading"):
+        if not green():
             self.guard.home = _Home(self.guard)
 
     def after_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
@@ -63,21 +60,13 @@ class Middleware(dramatiq.Middleware):
 
         @functools.wraps(stop)
         def close_and_stop() -> None:
-            self._close()  # here, wherever in the list of middlewares this one is
+            end_worker(self.guard)  # here, wherever in the list of middlewares this one is
             stop()
 
         thread.stop = close_and_stop
 
     def after_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
-        self._close()
-        self.guard.home = None
-
-    def _close(self) -> None:
-        """The process may live on (a worker inside of a test): close what only messages opened."""
-        worker = self.guard._worker
-        if worker.state is OPEN and not worker.holders:
-            loop_thread(self.guard).end()
-            worker.end()
+        end_worker(self.guard)
 
 
 class _Home:

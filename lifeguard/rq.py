@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 import rq
 
 from ._core import ends
-from ._core.lifetime import OPEN, is_async
-from ._loop import loop_thread
+from ._core.lifetime import is_async
+from ._loop import begin_worker, end_worker, green, loop_thread
 from .threads import is_task, make_task, run_job
 
 if TYPE_CHECKING:
@@ -75,26 +74,19 @@ class WorkerMixin(_Base):
             ends.take_sigterm()
 
     def teardown(self) -> None:
-        guard = self._guard()
-        worker = guard._worker
-        if worker.state is OPEN and not worker.holders:
-            loop_thread(guard).end()
-            worker.end()
-        guard.home = None
+        end_worker(self._guard())
         super().teardown()  # type: ignore[no-untyped-call]
 
     def _guard(self) -> Lifeguard:
         from . import _default
 
         guard: Lifeguard = _default if self.guard is None else self.guard
-        gevent = sys.modules.get("gevent.monkey")
-        if guard.home is None and (gevent is None or not gevent.is_module_patched("threading")):
-            guard.home = loop_thread(guard)
+        begin_worker(guard)
         return guard
 
 
 def _run(guard: Lifeguard, func: Any, args: Any, kwargs: Any) -> Any:
-    if is_async(func):
+    if is_async(func) and green() is None:
         func = func if is_task(func) else make_task(guard, func)
         return loop_thread(guard).run(func, args, kwargs)
     result = func(*args, **kwargs) if is_task(func) else run_job(guard, func, args, kwargs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,10 @@ def test_no_message_leaves_a_connection_behind(start: Workers, pg: Postgres) -> 
         app.send("select", n)
     worker.wait_for("processed", JOBS + 22)
     assert sorted(event["n"] for event in worker.events("answered")) == list(range(10))
-    kept = [event["how"] for event in worker.events("ended keep")]
-    assert sorted(kept) == sorted(["returns", "fails", "hangs"] * 4)
+    kept = Counter(event["how"] for event in worker.events("kept"))
+    ended = Counter(event["how"] for event in worker.events("ended keep"))
+    assert ended["returns"] == ended["fails"] == kept["returns"] == kept["fails"] == 4
+    assert 4 >= ended["hangs"] >= kept["hangs"] >= 1  # the limit may come first, if all is slow
     assert worker.count("hung") == 0
     [opened] = (event for event in worker.events("opened") if event["kind"] == "async")
     loops = {event["loop"] for event in worker.events("answered")}

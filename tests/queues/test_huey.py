@@ -89,7 +89,7 @@ def test_each_process_opens_its_own_and_closes_it(start: Workers, pg: Postgres) 
     assert pg.wait_count(0, prefix=f"{worker.name}django") == 0
     for how in ("returns", "fails") * 3:
         app.send("keep", how)
-    app.send("late", timeout=1)
+    app.send("late", True, timeout=30)
     worker.wait_for("processed", JOBS + 7)
     app.send("hang")
     worker.wait_for("kept", 8)

@@ -76,7 +76,7 @@ def test_each_process_opens_its_own_and_closes_it_before_it_exits(
     good = [queue.enqueue(BODIES + "query", n) for n in range(5)]
     good += [queue.enqueue(JOBS + "keep_sync", "returns")]
     bad = [queue.enqueue(JOBS + "keep_sync", "fails"), queue.enqueue(BODIES + "fail", 8)]
-    bad += [queue.enqueue(BODIES + "hang", job_timeout=1)]
+    bad += [queue.enqueue(BODIES + "hang", True)]
     worker = run(start, "Worker", "burst", APP_PARENT="1", APP_POOLS="sync")
     assert worker.wait() == 0
     assert statuses(good) == ["finished"] * len(good)
@@ -155,7 +155,7 @@ def test_the_command_of_rq_takes_the_class_and_so_does_an_older_rq(
     Two of the jobs are async. One of them runs into its timeout: it is cancelled, and closes.
     """
     jobs = [queue.enqueue(JOBS + name, "returns") for name in ("keep", "keep_sync")]
-    late = queue.enqueue(JOBS + "keep", "hangs", job_timeout=1)
+    late = queue.enqueue(BODIES + "ahang")
     worker = start(
         "-c",
         "import rq.cli; rq.cli.main()",
@@ -166,6 +166,8 @@ def test_the_command_of_rq_takes_the_class_and_so_does_an_older_rq(
     assert worker.wait() == 0
     assert statuses([*jobs, late]) == ["finished", "finished", "failed"]
     assert worker.count("ended keep") == 3
+    assert worker.count("hung") == 0
+    assert "JobTimeoutException" in worker.said()
     assert len(opened_and_closed(worker)) == 2 * 3
 
 

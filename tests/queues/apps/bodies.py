@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import time
 from typing import Any
 
@@ -10,7 +12,7 @@ os.environ["DJANGO_SETTINGS_MODULE"] = "tests.queues.apps.site"
 
 import django
 
-from tests.queues.apps.jobs import LOG, db, unit_ended
+from tests.queues.apps.jobs import LOG, adb, db, unit_ended
 
 django.setup()
 
@@ -33,12 +35,29 @@ def fail(n: int) -> None:
     raise RuntimeError("this job fails")
 
 
-def hang() -> None:
-    """Borrow a connection, and run for longer than anybody waits."""
+def hang(alarm: bool = False) -> None:
+    """Borrow a connection, and run for longer than anybody waits.
+
+    With *alarm* the time that the queue allows is over as soon as the connection is borrowed,
+    where that time is kept by SIGALRM: however slow the machine is.
+    """
     unit_ended("ended keep", how="hangs")
     db().getconn().execute("SELECT 1")
     LOG.write("kept", how="hangs")
+    if alarm:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
     end = time.monotonic() + HANGS
     while time.monotonic() < end:  # an exception from another thread comes between two lines
         time.sleep(0.01)
+    LOG.write("hung")
+
+
+async def ahang() -> None:
+    """The same on an event loop."""
+    unit_ended("ended keep", how="hangs")
+    conn = await (await adb()).getconn()
+    await conn.execute("SELECT 1")
+    LOG.write("kept", how="hangs")
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+    await asyncio.sleep(HANGS)
     LOG.write("hung")

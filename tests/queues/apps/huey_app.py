@@ -14,7 +14,7 @@ fail = huey.task(name="fail")(task(bodies.fail))
 select = huey.task(name="select")(task(jobs.select_sync))
 keep = huey.task(name="keep")(task(jobs.keep_sync))
 hang = huey.task(name="hang")(task(bodies.hang))
-late = huey.task(name="late", timeout=1)(task(bodies.hang))
+late = huey.task(name="late", timeout=30)(task(bodies.hang))
 
 
 @huey.on_startup()
