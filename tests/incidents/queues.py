@@ -31,4 +31,6 @@ def run(process: Process, task: str, times: int = 1) -> list[Any]:
     """What became of *times* tasks, all of them sent at once."""
     with client(process) as app:
         results = [app.send_task(task) for _ in range(times)]
-        return [outcome(result) for result in results]
+        outcomes = [outcome(result) for result in results]
+        results.clear()  # they say goodbye to the broker, through the connection of app
+        return outcomes
