@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from psycopg_pool import AsyncConnectionPool, ConnectionPool
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 import lifeguard
 from tests.queues.apps import MAX_SIZE
@@ -149,7 +149,11 @@ async def keep(how: str) -> None:
 
 def keep_sync(how: str) -> None:
     unit_ended("ended keep", how=how)
-    conn = db().getconn()
+    try:
+        conn = db().getconn()
+    except PoolTimeout:
+        LOG.write("refused", how=how)
+        raise
     conn.execute("SELECT 1")
     LOG.write("kept", how=how)
     if how == "fails":
