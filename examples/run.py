@@ -61,6 +61,19 @@ def django_wsgi(port: Port = 8000, workers: Workers = 2) -> None:
     run("django_wsgi", *server, first=(*MIGRATE, "--settings=shop.settings"))
 
 
+@cli.command("celery_app")
+def celery_app(
+    orders: Annotated[int, typer.Option(help="How many orders come in.")] = 60,
+    children: Annotated[int, typer.Option(help="How many processes the worker has.")] = 4,
+    broker: Annotated[
+        str | None, typer.Option(help="Its URL. Without one: a local Redis, or else a folder.")
+    ] = None,
+) -> None:
+    """A Celery worker with sync and async tasks: one pool of each kind per child."""
+    where = [] if broker is None else [f"--broker={broker}"]
+    run("celery_app", "day", f"--orders={orders}", f"--children={children}", *where)
+
+
 @cli.command("threads")
 def charge(
     jobs: Annotated[int, typer.Option(help="How many orders to charge.")] = 200,

@@ -13,7 +13,15 @@ import pytest
 
 from tests.examples.server import ROOT, free_port, running
 
-NAMES = ("django_asgi", "django_wsgi", "fastapi_app", "flask_app", "starlette_app", "threads")
+NAMES = (
+    "celery_app",
+    "django_asgi",
+    "django_wsgi",
+    "fastapi_app",
+    "flask_app",
+    "starlette_app",
+    "threads",
+)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
