@@ -16,6 +16,8 @@ from typing import Any
 
 from celery import Task
 from celery.exceptions import Ignore, Reject
+from celery.signals import worker_process_shutdown
+from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
 from tests.celery.apps import BARE, celery_app, log, named, wait_at_gate
@@ -23,21 +25,37 @@ from tests.celery.apps import BARE, celery_app, log, named, wait_at_gate
 app = celery_app("ends")
 
 _executions = itertools.count(1)
+_opened_in: set[int] = set()
 hog: list[bytearray] = []
+
+
+def say_connected(conn: Connection[Any]) -> None:
+    log.write("connected", backend=conn.info.backend_pid)
 
 
 def settings() -> Iterator[str]:
     """Opened first, so it has to be closed last."""
     log.write("open", what="settings")
+    _opened_in.add(os.getpid())
     yield "settings"
     log.write("close", what="settings")
 
 
 def db() -> Iterator[ConnectionPool[Any]]:
-    with ConnectionPool(named("db"), open=False, min_size=1, max_size=2, timeout=10) as pool:
+    sizes: Any = {"min_size": 1, "max_size": 2, "timeout": 10}
+    with ConnectionPool(named("db"), open=False, configure=say_connected, **sizes) as pool:
         log.write("open", what="db")
         yield pool
     log.write("close", what="db")
+
+
+@worker_process_shutdown.connect
+def farewell(**_: Any) -> None:
+    """A project's own handler, which was there before any other: what is open is open for it."""
+    if not BARE and os.getpid() in _opened_in:
+        with pool().connection() as conn:
+            conn.execute("SELECT 'farewell'")
+        log.write("farewell")
 
 
 if BARE:
@@ -93,14 +111,14 @@ def work(self: Any, how: str, name: str = "") -> Any:
             row = conn.execute("SELECT %s::text", [how]).fetchone()
             assert row == (how,)
             if how == "busy in a query":
-                log.write("querying", key=key)
+                log.write("busy", key=key)
                 conn.execute("SELECT pg_sleep(20)")
-        return end(self, how, name)
+        return end(self, how, name, key)
     finally:
         log.write("finally", key=key, how=how)
 
 
-def end(self: Any, how: str, name: str) -> Any:
+def end(self: Any, how: str, name: str, key: str) -> Any:
     match how:
         case "success" | "on_success raises":
             return how
@@ -125,6 +143,7 @@ def end(self: Any, how: str, name: str) -> Any:
         case "os._exit":
             os._exit(5)
         case "busy":
+            log.write("busy", key=key)
             wait_at_gate(name)
         case "hog":
             hog.append(bytearray(80_000_000))
