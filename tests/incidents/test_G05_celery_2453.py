@@ -1,8 +1,8 @@
 """celery/celery#2453: every worker shares the same database connection.
 
 The prefork children inherited the connection that their parent had opened. "Hilarity ensues," says
-the report. Celery has closed Django's connections in its children since (celery/celery#5483 came of
-that); pools that are not Django's are still shared.
+the report. Celery has closed Django's connections in its children since, with a relapse
+(celery/celery#5483); pools that are not Django's are still shared.
 """
 
 from __future__ import annotations
