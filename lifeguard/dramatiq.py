@@ -19,18 +19,21 @@ from ._loop import end_worker, green, loop_thread
 from .threads import is_task, make_task
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ._core.worker import Worker
     from ._wrap import Lifeguard
 
-__all__ = ["Middleware"]
+__all__ = ["Middleware", "install"]
 
 
 class Middleware(dramatiq.Middleware):
     """Makes each message a unit that ends in its thread, and closes with the worker process.
 
     Resources open in each worker process with its first message. They close when Dramatiq has
-    stopped its threads. Actors that are units already (``@dramatiq.actor`` over
-    ``@lifeguard.task``) stay as they are. *guard* is a :class:`lifeguard.Lifeguard` of one's own.
+    stopped its threads. *resources* are objects that open and close, besides those that
+    ``@lifeguard.resource`` declared; *guard* is a :class:`lifeguard.Lifeguard` of one's own. Actors
+    that are units already (``@dramatiq.actor`` over ``@lifeguard.task``) stay as they are.
 
     Example::
 
@@ -39,10 +42,12 @@ class Middleware(dramatiq.Middleware):
         dramatiq.set_broker(broker)
     """
 
-    def __init__(self, *, guard: Lifeguard | None = None) -> None:
+    def __init__(self, *, resources: Iterable[object] = (), guard: Lifeguard | None = None) -> None:
         from . import _default
 
         self.guard: Lifeguard = _default if guard is None else guard
+        for obj in resources:
+            self.guard.define(self.guard.adopt(obj))
 
     # It is sent for the actors that were there before this middleware, too.
     def after_declare_actor(self, broker: dramatiq.Broker, actor: dramatiq.Actor[Any, Any]) -> None:
@@ -67,6 +72,15 @@ class Middleware(dramatiq.Middleware):
 
     def after_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         end_worker(self.guard)
+
+
+def install(
+    broker: dramatiq.Broker, *, resources: Iterable[object] = (), guard: Lifeguard | None = None
+) -> None:
+    """Add :class:`Middleware` to *broker*. Actors that it has already become units, too."""
+    if not hasattr(broker, "add_middleware"):
+        raise TypeError(f"lifeguard.dramatiq.install() takes a broker of Dramatiq, not {broker!r}")
+    broker.add_middleware(Middleware(resources=resources, guard=guard))
 
 
 class _Home:

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import AsyncIO
+from psycopg_pool import ConnectionPool
 
 import lifeguard.dramatiq
 from lifeguard.testing import Postgres
@@ -141,13 +143,16 @@ def test_actors_are_guarded_whichever_came_first() -> None:
     before = dramatiq.actor(note, broker=broker, actor_name="before")
     own = dramatiq.actor(guard.task(note), broker=broker, actor_name="own")
     own_function = own.fn
-    broker.add_middleware(lifeguard.dramatiq.Middleware(guard=guard))
+    lifeguard.dramatiq.install(broker, guard=guard)
     after = dramatiq.actor(note, broker=broker, actor_name="after")
     for actor in (before, own, after):
         actor()
     assert None not in units
     assert len(set(map(id, units))) == 3
     assert own.fn is own_function
+    not_one: Any = "redis://127.0.0.1"
+    with pytest.raises(TypeError, match="takes a broker of Dramatiq, not 'redis:"):
+        lifeguard.dramatiq.install(not_one)
 
 
 def test_a_worker_inside_of_a_test_closes_what_it_opened_and_nothing_else(
@@ -157,16 +162,20 @@ def test_a_worker_inside_of_a_test_closes_what_it_opened_and_nothing_else(
     guard = lifeguard.Lifeguard()
     opened: list[str] = []
 
-    @guard.resource
-    def db() -> Any:
-        from psycopg_pool import ConnectionPool
-
-        with ConnectionPool(dsn, open=False, min_size=1, max_size=2) as pool:
+    class Noted:
+        def __enter__(self) -> None:
             opened.append("opened")
-            yield pool
-        opened.append("closed")
 
-    broker = StubBroker(middleware=[lifeguard.dramatiq.Middleware(guard=guard)])
+        def __exit__(self, *exc_info: object) -> None:
+            opened.append("closed")
+
+    @guard.resource
+    def db() -> Iterator[ConnectionPool]:
+        with ConnectionPool(dsn, open=False, min_size=1, max_size=2) as pool:
+            yield pool
+
+    broker = StubBroker(middleware=[])
+    lifeguard.dramatiq.install(broker, resources=[Noted()], guard=guard)
 
     @dramatiq.actor(broker=broker)
     def keep() -> None:
