@@ -137,7 +137,8 @@ def test_readme_says_how_to_start(words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["demo", "test", "lint", "types", "servers", "matrix", "bench", "all"]
+    "target",
+    ["demo", "test", "lint", "types", "servers", "celery", "services", "matrix", "bench", "all"],
 )
 def test_makefile_has_the_target(target: str) -> None:
     made = subprocess.run(

@@ -32,10 +32,18 @@ THREADS = 4
 class Dramatiq:
     """A worker of Dramatiq, and the client that sends it messages."""
 
-    def __init__(self, start: Workers, *, bare: bool = False, processes: int = 1, **env: str):
+    def __init__(
+        self,
+        start: Workers,
+        *,
+        command: tuple[str, ...] = ("-m", "dramatiq"),
+        bare: bool = False,
+        processes: int = 1,
+        **env: str,
+    ) -> None:
         options = f"--processes {processes} --threads {THREADS} --worker-shutdown-timeout 10000"
         app = "tests.queues.apps.dramatiq_app"
-        self.worker: Worker = start("-m", "dramatiq", app, *options.split(), bare=bare, **env)
+        self.worker: Worker = start(*command, app, *options.split(), bare=bare, **env)
         self.broker = RedisBroker(url=start.broker, namespace=self.worker.name, middleware=[])
         self.broker.declare_queue("default")
         self.worker.wait_for("ready", processes)
@@ -131,8 +139,28 @@ def test_each_process_opens_its_own_and_closes_it_once(start: Workers) -> None:
     assert "Closed abruptly" not in worker.said()
 
 
+def test_greenlets_leave_nothing_behind(start: Workers, pg: Postgres) -> None:
+    """``dramatiq-gevent``: the same units, each in its greenlet, and one pool for all of them."""
+    command = (str(Path(sys.executable).parent / "dramatiq-gevent"),)
+    app = Dramatiq(start, command=command, APP_POOLS="sync", APP_NO_LOOP="1")
+    worker = app.worker
+    for n in range(20):
+        app.send("fail" if n % 6 == 5 else "query", n)
+    for how in ("returns", "fails") * 3:
+        app.send("keep", how)
+    worker.wait_for("processed", 26)
+    assert asked(worker) == list(range(20))
+    assert worker.count("ended keep") == 6
+    assert pg.wait_count(0, prefix=f"{worker.name}django") == 0
+    assert worker.stop() == 0
+    assert worker.count("opened") == worker.count("closed") == 1
+
+
 def test_actors_are_guarded_whichever_came_first() -> None:
-    """Added before or after an actor is declared; over @lifeguard.task there is one unit."""
+    """Added before or after an actor is declared; over @lifeguard.task there is one unit.
+
+    The wrong order of the decorators is refused, and so is what is no broker.
+    """
     guard = lifeguard.Lifeguard()
     broker = StubBroker(middleware=[AsyncIO()])
     units: list[object] = []
@@ -150,6 +178,8 @@ def test_actors_are_guarded_whichever_came_first() -> None:
     assert None not in units
     assert len(set(map(id, units))) == 3
     assert own.fn is own_function
+    with pytest.raises(TypeError, match=r"put @lifeguard\.task directly above the function"):
+        guard.task(after)
     not_one: Any = "redis://127.0.0.1"
     with pytest.raises(TypeError, match="takes a broker of Dramatiq, not 'redis:"):
         lifeguard.dramatiq.install(not_one)

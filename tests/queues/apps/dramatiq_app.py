@@ -1,4 +1,7 @@
-"""A broker of Dramatiq and its actors. ``APP_FIRST`` adds lifeguard's middleware before AsyncIO."""
+"""A broker of Dramatiq and its actors.
+
+``APP_FIRST`` adds lifeguard's middleware before AsyncIO; ``APP_NO_LOOP`` does without that.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ class Say(Middleware):
         LOG.write("processed", failed=exception is not None)
 
 
-middleware: list[Any] = [AsyncIO()]
+middleware: list[Any] = [] if "APP_NO_LOOP" in os.environ else [AsyncIO()]
 if not BARE:
     import lifeguard.dramatiq
 
