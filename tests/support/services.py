@@ -40,7 +40,11 @@ def start(port: int, folder: Path) -> str:
         raise ServicesError(
             f"port {port} is taken, and not by a redis: make services REDIS_PORT={port + 1}"
         )
-    command = shutil.which("redis-server") or _install()
+    command = shutil.which("redis-server")
+    if command is None:
+        command = _install()
+        if _ping(port) == "redis":  # the package has started one all the same
+            return f"redis: {url} (runs already, started by its package)"
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"redis-{port}.log"
     options = {
