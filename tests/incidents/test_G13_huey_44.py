@@ -1,8 +1,8 @@
 """coleifer/huey#44: a task that uses Django has to close the connection by hand.
 
 Otherwise the consumer's threads keep theirs, and sooner or later the log is full of errors of the
-database. The report asked for a word in the documentation. There is a decorator now, ``@db_task()``,
-which can be forgotten as well as the call.
+database. The report asked for a word in the documentation. Now there is ``@db_task()``, a decorator
+that can be forgotten as well.
 """
 
 from __future__ import annotations

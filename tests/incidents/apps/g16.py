@@ -12,7 +12,7 @@ from tests.incidents.apps import DSN, GUARDED, REDIS, log
 
 JOBS = 4
 
-pool = ConnectionPool(DSN, min_size=1, max_size=2, timeout=10, open=False)
+pool = ConnectionPool(DSN, min_size=1, max_size=1, timeout=10, open=False)
 redis = Redis.from_url(REDIS)
 
 
