@@ -20,7 +20,7 @@ from .._core.resource import Resource
 from .._core.unit import plumbing
 from .._net import application_name
 from .._wrap import Layer, hosts
-from . import _connections
+from . import _connections, _tasks
 from ._finish import note_responses, on_finished, on_started, send_to_all, start_in_lane
 from ._forks import Forks
 from ._requests import DjangoLayer
@@ -84,6 +84,7 @@ def attach() -> None:
         from . import _celery
 
         _celery.attach(options.guard)
+    _tasks.attach(options.guard)
     if importlib.util.find_spec("channels") is not None:
         from ._channels import a_unit_per_message
 

@@ -115,3 +115,24 @@ def test_the_pool_closes_with_the_worker(run: Run, end: str) -> None:
     assert [event.event for event in worker.events("ended", "ended keep", "closed")][-2:] == last
     assert worker.count("connected") <= MAX_SIZE + 1  # for the one that was taken back
     assert worker.count("opened") == worker.count("closed") == 1
+
+
+def test_async_tasks_share_a_loop_and_its_pool(run: Run, pg: Postgres) -> None:
+    """Django makes a loop for each async task, and with it the pool would open each time; a plain
+    task could not open it at all. In a worker they have one, and a second signal cancels."""
+    jobs: list[Job] = [("select_sync", 0), *[("select", n) for n in range(1, 5)], ("read", 5)]
+    worker = run(jobs=[*jobs, ("keep", "fails"), ("keep", "hangs")], APP_POOLS="sync async")
+    worker.wait_for("kept", 2)
+    worker.send(signal.SIGTERM)
+    worker.wait_for_output("shutting down gracefully")
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+    assert [event["n"] for event in worker.events("answered")] == list(range(5))
+    assert [event["n"] for event in worker.events("ended")] == list(range(5))
+    assert alive(pg, [event["pid"] for event in worker.events("read")]) == set()
+    opened = [(event["kind"], event["loop"]) for event in worker.events("opened")]
+    closed = [(event["kind"], event["loop"]) for event in worker.events("closed")]
+    assert sorted(opened) == sorted(closed)
+    assert len(opened) == 2
+    order = [event.event for event in worker.events("ended keep", "closed")]
+    assert order == ["ended keep", "ended keep", "closed", "closed"]

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import django
+from asgiref.sync import sync_to_async
 from django.conf import settings
 
 from tests.django.databases import database
@@ -70,6 +71,19 @@ def keep_sync(how: str) -> None:
     if how == "hangs":
         while True:
             threading.Event().wait(0.05)
+
+
+@django_tasks.task
+@task
+async def keep(how: str) -> None:
+    await jobs.keep(how)
+
+
+@django_tasks.task
+@task
+async def read(n: int) -> None:
+    """An async task that asks through Django, too."""
+    LOG.write("read", n=n, pid=await sync_to_async(query)(n))
 
 
 def query(n: int) -> int:
