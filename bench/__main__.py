@@ -22,6 +22,7 @@ GROUPS = {
     "wsgi": "bench.wsgi",
     "asgi": "bench.asgi",
     "pool": "bench.pool",
+    "celery": "bench.celery",
     "django": "bench.django",
 }
 

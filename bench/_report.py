@@ -31,6 +31,7 @@ PACKAGES = (
     "psycopg-pool",
     "anyio",
     "asgiref",
+    "celery",
     "django",
     "uvicorn",
     "gunicorn",
@@ -190,6 +191,8 @@ def cpu_model() -> str:
 def figure(value: float | None, unit: str) -> str:
     if value is None:
         return ""
+    if unit == "us" and abs(value) < 100:
+        return f"{value:.1f}"
     return f"{value:,.2f}" if unit in ("ms", "x") else f"{value:,.0f}"
 
 

@@ -17,7 +17,7 @@ import typer
 from typer.testing import CliRunner
 
 from bench import __main__ as command
-from bench import django, imports
+from bench import celery, django, imports
 from bench._client import client
 from bench._measure import Plan, Run, Sample, Variant, interleave
 from bench._report import Group, Target, as_json, divide, verdict
@@ -208,6 +208,23 @@ def test_the_django_group_measures_every_way_to_serve(
         assert measured[lanes, "most connections"].met
         assert 0 < measured[lanes, "CPU / Django's default"].measured < 1
     assert pg.wait_count(0, prefix="bench ") == 0
+    json.dumps(as_json([group], {}), allow_nan=False)
+
+
+def test_the_celery_group_measures_each_kind_of_task(
+    pg: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short run on the suite's own server: a kept connection is cheaper than a new one."""
+    monkeypatch.setenv("LIFEGUARD_DSN", pg.named("bench celery"))
+    group = celery.measure(Plan(rounds=1, quick=True))
+    assert all(row.minimum > 0 for row in group.rows)
+    measured = {(target.name, target.of): target.measured for target in group.targets}
+    for name in (celery.GUARDED, celery.INSTALLED):
+        assert (name, "added to Celery's own tracer") in measured
+    assert 0 < measured["tcp: lifeguard.celery.task, SELECT", "/ asyncio.run + connect"] < 1
+    for kind in ("native pool", "CONN_MAX_AGE"):
+        assert 0 < measured[f"tcp: Django, {kind}, guarded", "/ bare"] < 1
+    assert pg.wait_count(0, prefix="bench celery") == 0
     json.dumps(as_json([group], {}), allow_nan=False)
 
 
