@@ -63,6 +63,7 @@ class PoolAdapter(Adapter):
 
     obj: Any
     is_async = False
+    how = "`with pool.connection()`"
 
     def __init__(self, pool: AnyPool, guard: Guard) -> None:
         self.obj = pool

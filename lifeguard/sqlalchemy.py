@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import SingletonThreadPool, StaticPool
+from sqlalchemy.pool import QueuePool, SingletonThreadPool, StaticPool
 from sqlalchemy.util import greenlet_spawn
 
 from ._core import fork
 from ._core.lifetime import OPEN, Call
 from ._core.resource import Adapter
 from ._core.shield import current_task
-from ._core.unit import Borrow, plumbing
+from ._core.unit import Borrow, Leak, plumbing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -53,6 +53,8 @@ def adapt(obj: object, guard: Guard) -> Adapter | None:
 class EngineAdapter(Adapter):
     """An ``Engine``, or an ``AsyncEngine`` by the sync one that is in it."""
 
+    how = "`with engine.connect()` or `with Session(engine)`"
+
     def __init__(self, engine: Engine, guard: Guard) -> None:
         self.obj: Any = engine
         self.engine = engine
@@ -70,7 +72,7 @@ class EngineAdapter(Adapter):
             event.listen(engine, "checkout", self._borrowed)
             event.listen(engine, "engine_connect", self._used_by)
             event.listen(engine, "checkin", self._returned)
-            event.listen(engine, "detach", self._returned)
+            event.listen(engine, "detach", self._detached)
         fork.watch(self)
 
     @property
@@ -91,7 +93,8 @@ class EngineAdapter(Adapter):
         if self.is_async:
             return self._aopen()
         try:
-            self.engine.connect().close()
+            if not self._is_connected():
+                self.engine.connect().close()
         except Exception as exc:
             exc.add_note(f"{self} connects to {self._host()}")
             raise
@@ -99,12 +102,17 @@ class EngineAdapter(Adapter):
 
     async def _aopen(self) -> tuple[Any, Exit]:
         try:
-            async with self.obj.connect():
-                pass
+            if not self._is_connected():
+                async with self.obj.connect():
+                    pass
         except Exception as exc:
             exc.add_note(f"{self} connects to {self._host()}")
             raise
         return self.obj, _Dispose(self, self._adispose, awaits=True)
+
+    def _is_connected(self) -> bool:
+        pool = self.engine.pool
+        return isinstance(pool, QueuePool) and pool.checkedin() + pool.checkedout() > 0
 
     def _host(self) -> str:
         url = self.engine.url
@@ -124,10 +132,16 @@ class EngineAdapter(Adapter):
             self.sweep()
 
     def sweep(self) -> None:
-        """Close an async engine's connections. Needs no event loop."""
-        if self.is_async:
-            for driver in list(self.made):
-                _cut(driver)
+        """Close what is in the pool. Needs no event loop."""
+        if not self.is_async:
+            self._dispose()
+            return
+        left = [driver for driver in self.made if not _is_closed(driver)]
+        for driver in left:
+            _cut(driver)
+        if left:
+            self.disposals += 1
+            self.engine.dispose(close=False)
 
     def can_abandon(self) -> bool:
         return True
@@ -135,10 +149,9 @@ class EngineAdapter(Adapter):
     # -- borrowing -----------------------------------------------------------------------------
 
     def _note(self, record: ConnectionPoolEntry) -> None:
-        try:
-            self.made.add(record.driver_connection)
-        except TypeError:  # sqlite3's cannot be noted, and have no socket
-            pass
+        driver = record.driver_connection
+        if hasattr(driver, "closed") or hasattr(driver, "is_closed"):  # not sqlite3's
+            self.made.add(driver)
 
     def _connected(self, _: Any, record: ConnectionPoolEntry) -> None:
         self.say_inherited()
@@ -192,6 +205,20 @@ class EngineAdapter(Adapter):
         if disposals != self.disposals:  # it goes into a pool that is no engine's any more
             record.close()
 
+    def _detached(self, dbapi: Any, record: ConnectionPoolEntry) -> None:
+        """It leaves the pool: somebody wants it so, or it was forgotten, and is async.
+
+        Then the garbage collector has found it, and SQLAlchemy cannot give it back from there.
+        """
+        borrow, _ = (record.record_info or {}).get(_KEY, (None, 0))
+        leak = None
+        if borrow is not None and borrow.unit is not None and borrow.thing[0]() is None:
+            leak = Leak(borrow, borrow.unit)
+        self._returned(dbapi, record)
+        if leak is not None:
+            _cut(getattr(dbapi, "driver_connection", None))
+            self.guard.report_leak(leak)
+
     def take_back(self, thing: Any, awaits: bool) -> object:
         """Close what is out and free its place. Closed, never recycled: somebody may hold it."""
         proxy, conn = thing[0](), thing[1] and thing[1]()
@@ -217,7 +244,7 @@ class EngineAdapter(Adapter):
         """In a forked child: let the sockets go, and begin with an empty pool."""
         if self.pid == os.getpid():  # made after the fork, of which nobody had heard yet
             return
-        made = [driver for driver in self.made if not getattr(driver, "closed", False)]
+        made = [driver for driver in self.made if not _is_closed(driver)]
         self.made = weakref.WeakSet()
         fork.keep((made, self.engine.pool))
         for driver in made:
@@ -278,6 +305,11 @@ def _outside(frame: FrameType | None) -> FrameType | None:
 
 
 _PASSED = ("sqlalchemy", "contextlib", "greenlet")
+
+
+def _is_closed(driver: Any) -> bool:
+    closed = driver.is_closed() if hasattr(driver, "is_closed") else driver.closed
+    return bool(closed)
 
 
 def _cut(driver: Any) -> None:

@@ -171,6 +171,14 @@ def _wait_for_turn() -> None:
     """Every task of the loop was cancelled: the worker notices too, and closes in order."""
 
 
+def _leave(manager: Any, adapter: Adapter | None) -> None:
+    try:
+        manager.__exit__(None, None, None)
+    finally:
+        if adapter is not None:
+            adapter.sweep()
+
+
 def _stay_in(manager: Any) -> Callable[[Keeper], Coroutine[Any, Any, None]]:
     async def main(keeper: Keeper) -> None:
         async with manager as value:
@@ -287,9 +295,8 @@ class Resource(_Generic[T_co]):
             return self._adopting(_keep(self.name, _stay_in(manager), None))
         if hasattr(type(manager), "__enter__"):
             value = manager.__enter__()
-            exit_ = Call(manager.__exit__, (None, None, None), awaits=False)
-            find_adapter(value, self._guard, self.made)
-            return value, exit_
+            adapter = find_adapter(value, self._guard, self.made)
+            return value, Call(_leave, (manager, adapter), awaits=False)
         if hasattr(type(manager), "__aenter__"):
             raise TypeError(f"{self} is async: {USE_ASYNC_WORKER}")
         raise TypeError(
@@ -310,14 +317,17 @@ class Resource(_Generic[T_co]):
             value = next(generator)
         except StopIteration:
             raise self._never_yielded() from None
-        find_adapter(value, self._guard, self.made)
-        return value, Call(self._close_generator, (generator,), awaits=False)
+        adapter = find_adapter(value, self._guard, self.made)
+        return value, Call(self._close_generator, (generator, adapter), awaits=False)
 
-    def _close_generator(self, generator: Any) -> None:
+    def _close_generator(self, generator: Any, adapter: Adapter | None) -> None:
         try:
             next(generator)
         except StopIteration:
             return
+        finally:
+            if adapter is not None:
+                adapter.sweep()
         generator.close()
         raise self._yielded_twice()
 

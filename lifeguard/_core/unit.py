@@ -41,6 +41,8 @@ if TYPE_CHECKING:
         def name(self) -> str: ...
         @property
         def awaits(self) -> bool: ...
+        @property
+        def how(self) -> str: ...
         def take_back(self, thing: Any, awaits: bool) -> object: ...
 
 
@@ -118,6 +120,7 @@ class Leak:
         self.borrow = borrow
         self.pool = borrow.lender.name
         self.unit = unit.name
+        self.how = borrow.lender.how
         self.age = unit.age
         self.stack = borrow.stack()
 
@@ -126,7 +129,7 @@ class Leak:
         return (
             f"pool {self.pool!r}: a connection borrowed in unit {self.unit!r} was not given back "
             f"by the unit's end. It was closed and its place in "
-            "the pool freed. Give it back in a `finally`, or borrow with `with pool.connection()`."
+            f"the pool freed. Give it back in a `finally`, or borrow with {self.how}."
             f" Borrowed at (most recent call last):\n{where}"
         )
 

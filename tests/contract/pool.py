@@ -66,6 +66,7 @@ class PoolContract:
     is_async = False  #: whether it is used with ``await``
     keeps = True  #: whether it keeps connections that nobody uses
     full: type[Exception]  #: what :meth:`borrow` raises where no place is free
+    stale = "closed"  #: what is said to whoever kept a connection beyond its unit
 
     # -- what the author of an adapter says ----------------------------------------------------
 
@@ -308,7 +309,7 @@ class PoolContract:
         async def main() -> None:
             async with self.worker(fixture):
                 conn = await self.leak(fixture)
-                with pytest.raises(Exception, match="closed"):
+                with pytest.raises(Exception, match=self.stale):
                     await self.ask(conn, "SELECT 1")
                 await self.give_back(fixture.pool, conn)  # as a `with` block that ends late does
                 for _ in range(2):  # more than once is a mistake, of which the pool may speak
