@@ -22,10 +22,10 @@ def test_a_second_start_finds_the_first_and_stop_ends_it(tmp_path: Path) -> None
     """It says where it listens and how to end it; nothing is left of it, and nothing on disk."""
     port = free_port()
     try:
-        assert services.start(port, tmp_path) == (
-            f"redis: redis://127.0.0.1:{port}/0 (started; make services-stop ends it)"
-        )
-        assert "runs already; make services-stop" in services.start(port, tmp_path)
+        end = f"make services-stop REDIS_PORT={port} ends it"
+        where = f"redis: redis://127.0.0.1:{port}/0"
+        assert services.start(port, tmp_path) == f"{where} (started; {end})"
+        assert services.start(port, tmp_path) == f"{where} (runs already; {end})"
         server = psutil.Process(int((tmp_path / f"redis-{port}.pid").read_text()))
         assert [tuple(each.laddr) for each in server.net_connections()] == [("127.0.0.1", port)]
     finally:

@@ -20,6 +20,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
+PORT = 6379
 START_WITHIN = 15.0
 STOP_WITHIN = 15.0
 
@@ -34,7 +35,7 @@ def start(port: int, folder: Path) -> str:
     answer = _ping(port)
     if answer == "redis":
         if _pid(folder, port):
-            return f"redis: {url} (runs already; make services-stop ends it)"
+            return f"redis: {url} (runs already; {_end(port)} ends it)"
         return f"redis: {url} (runs already, started by somebody else)"
     if answer:
         raise ServicesError(
@@ -64,7 +65,7 @@ def start(port: int, folder: Path) -> str:
         if time.monotonic() > deadline:
             raise ServicesError(f"redis-server did not start; it says why in {log}")
         time.sleep(0.02)
-    return f"redis: {url} (started; make services-stop ends it)"
+    return f"redis: {url} (started; {_end(port)} ends it)"
 
 
 def stop(port: int, folder: Path) -> str:
@@ -80,6 +81,10 @@ def stop(port: int, folder: Path) -> str:
         time.sleep(0.02)
     _pidfile(folder, port).unlink(missing_ok=True)
     return f"redis: stopped at port {port}"
+
+
+def _end(port: int) -> str:
+    return "make services-stop" + (f" REDIS_PORT={port}" if port != PORT else "")
 
 
 def _ping(port: int) -> str:
@@ -139,7 +144,7 @@ def main(argv: list[str]) -> int:
         print("usage: python -m tests.support.services start|stop", file=sys.stderr)
         return 2
     try:
-        port = int(os.environ.get("REDIS_PORT") or "6379")
+        port = int(os.environ.get("REDIS_PORT") or PORT)
         folder = ROOT / ".lifeguard" / "services"
         print({"start": start, "stop": stop}[argv[0]](port, folder))
     except ServicesError as exc:
