@@ -1,4 +1,4 @@
-"""How many connections 120 tasks open: each pool of Celery, each place people keep connections in.
+"""How many connections tasks open: each pool of Celery, each place people keep connections in.
 
 One worker goes through the whole row, column by column, as the columns have application_names of
 their own. Each task asks PostgreSQL for its own number, so that another task's row is seen.
@@ -9,10 +9,10 @@ The bare cells say what is wrong there without lifeguard: they are what was meas
 
 from __future__ import annotations
 
+import signal
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -21,21 +21,20 @@ from tests.celery.worker import POOLS, CeleryWorker, Workers
 
 pytestmark = pytest.mark.timeout(120)
 
-TASKS = 120
 CHILDREN = 4
 MIN_SIZE, MAX_SIZE = 2, 4
 COLUMNS = ("default", "kept", "pooled", "import", "lazy", "init")
 """Django with CONN_MAX_AGE=0, with 60, with its native pool; a psycopg_pool that is opened at
 import, in the child when it is first needed, in ``worker_process_init``."""
 
-SMOKE = ("prefork", "threads", "solo")
-"""A few cells of these run in each run of the tests; the whole table is `make celery`."""
+GREEN = ("gevent", "eventlet")
 
 
 @dataclass
 class Cell:
-    """What 120 tasks did in one column."""
+    """What the tasks did in one column."""
 
+    tasks: int
     right: int
     wrong: int
     failed: list[Any]
@@ -46,135 +45,129 @@ class Cell:
     took: float
     """Seconds of the median task."""
 
+    def is_right(self) -> bool:
+        return (self.right, self.wrong, self.failed, self.never) == (self.tasks, 0, [], 0)
+
 
 @dataclass
 class Row:
-    """One worker, from its start to its end."""
+    """One worker, which goes through some columns, and then ends."""
 
-    cells: dict[str, Cell]
-    status: int
-    left: int
-    unclean: list[str]
-    inits: int
-    said: str
+    worker: CeleryWorker
+    tasks: int
+    cells: dict[str, Cell] = field(default_factory=dict)
 
+    def fill(self, *columns: str, within: float = 30.0) -> Row:
+        for column in columns:
+            self.cells[column] = cell = self._cell(column, within)
+            print(f"{self.worker.pool} {column}: {cell}")
+        return self
 
-def fill(worker: CeleryWorker, column: str, *, tasks: int = TASKS, within: float = 30.0) -> Cell:
-    sent = worker.send_all("ask", [(column, number) for number in range(tasks)])
-    answers = worker.gather(sent, within=within)
-    ok = [(number, answer.result) for number, answer in enumerate(answers) if answer.ok]
-    return Cell(
-        right=sum(number == result[0] for number, result in ok),
-        wrong=sum(number != result[0] for number, result in ok),
-        failed=[answer.result for answer in answers if answer.state == "FAILURE"],
-        never=sum(answer.state == "PENDING" for answer in answers),
-        opened=worker.opened()[column],
-        idle=settled(worker, column),
-        took=statistics.median(result[3] for _, result in ok) if ok else 0.0,
-    )
+    def _cell(self, column: str, within: float) -> Cell:
+        worker = self.worker
+        sent = worker.send_all("ask", [(column, number) for number in range(self.tasks)])
+        answers = worker.gather(sent, within=within)
+        ok = [(number, answer.result) for number, answer in enumerate(answers) if answer.ok]
+        return Cell(
+            tasks=self.tasks,
+            right=sum(number == result[0] for number, result in ok),
+            wrong=sum(number != result[0] for number, result in ok),
+            failed=[answer.result for answer in answers if answer.state == "FAILURE"],
+            never=sum(answer.state == "PENDING" for answer in answers),
+            opened=worker.opened()[column],
+            idle=self.settled(column),
+            took=statistics.median(result[3] for _, result in ok) if ok else 0.0,
+        )
 
+    def settled(self, column: str) -> int:
+        """How many connections are idle: a backend leaves a moment after its client."""
+        per_task = self.worker.bare and column in ("default", "kept", "pooled")
+        at_most = 0 if per_task else self.bound(column)
+        deadline = time.monotonic() + 2
+        while (count := self.worker.idle(column)) > at_most and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return count
 
-def settled(worker: CeleryWorker, column: str) -> int:
-    """How many connections are idle: a backend leaves a moment after its client."""
-    deadline = time.monotonic() + 2
-    while (count := worker.idle(column)) > bound(worker.pool, column) and (
-        time.monotonic() < deadline
-    ):
-        time.sleep(0.02)
-    return count
+    def bound(self, column: str) -> int:
+        """How many connections there may be."""
+        at_once = self.worker.concurrency
+        children = at_once if self.worker.pool == "prefork" else 1
+        if column == "default":
+            return 0
+        if column == "kept":
+            return at_once
+        if column == "import" and self.worker.pool == "prefork":
+            return children * MAX_SIZE + MIN_SIZE  # those of the parent, which opened it
+        return children * MAX_SIZE
 
-
-def bound(pool: str, column: str) -> int:
-    """How many connections may stay."""
-    children = CHILDREN if pool == "prefork" else 1
-    threads = 1 if pool == "solo" else CHILDREN
-    if column == "default":
-        return 0
-    if column == "kept":
-        return threads
-    if column == "import" and pool == "prefork":
-        return children * MAX_SIZE + MIN_SIZE  # those of the parent, which opened it
-    return children * MAX_SIZE
-
-
-def run(worker: CeleryWorker, columns: tuple[str, ...], **options: Any) -> Row:
-    try:
-        cells = {column: fill(worker, column, **options) for column in columns}
-        status = worker.stop()
-        left = worker.left()
-    finally:
-        worker.kill()
-    for column, cell in cells.items():
-        print(f"{worker.pool} {column}: {cell}")
-    return Row(cells, status, left, worker.unclean(), worker.log.count("init"), worker.said())
+    def ends_well(self) -> None:
+        """The worker closes what it has: nothing is left for the kernel to close."""
+        assert self.worker.wait() == 0
+        assert self.worker.left() == 0
+        assert self.worker.unclean() == []
 
 
 # -- guarded --------------------------------------------------------------------------------------
 
-Rows = Callable[[str], Row]
+
+class Table:
+    """A row for each pool of Celery, with lifeguard."""
+
+    def __init__(self, start: Workers) -> None:
+        self.start = start
+        self.rows: dict[str, Row] = {}
+
+    def __getitem__(self, pool: str) -> Row:
+        if pool not in self.rows:
+            worker = self.start("connections", pool=pool, env={"APP_IMPORT": "1"})
+            tasks = 120 if pool == "prefork" else 60
+            self.rows[pool] = Row(worker, tasks).fill(*COLUMNS)
+            worker.send_signal(signal.SIGTERM)  # it ends while the next row is filled
+        return self.rows[pool]
 
 
 @pytest.fixture(scope="module")
-def guarded(start_shared: Workers) -> Rows:
-    """``guarded(pool)``: a worker with lifeguard, which has gone through all columns and ended."""
-    rows: dict[str, Row] = {}
-
-    def row(pool: str) -> Row:
-        if pool not in rows:
-            worker = start_shared("connections", pool=pool, env={"APP_IMPORT": "1"})
-            rows[pool] = run(worker, COLUMNS)
-        return rows[pool]
-
-    return row
+def table(start_shared: Workers) -> Table:
+    return Table(start_shared)
 
 
 @pytest.mark.celery
 @pytest.mark.parametrize("column", COLUMNS)
 @pytest.mark.parametrize("pool", POOLS)
-def test_guarded(pool: str, column: str, guarded: Rows) -> None:
+def test_guarded(pool: str, column: str, table: Table) -> None:
     """Each task gets its own row, and the connections are as many as were configured: also those
     that a worker keeps when it has nothing to do."""
-    row = guarded(pool)
+    row = table[pool]
     cell = row.cells[column]
-    assert (cell.right, cell.wrong, cell.failed, cell.never) == (TASKS, 0, [], 0), row.said
-    assert cell.idle <= bound(pool, column)
-    if column == "default" or (column == "kept" and pool in ("gevent", "eventlet")):
+    assert cell.is_right()
+    assert cell.idle <= row.bound(column)
+    if column == "default" or (column == "kept" and pool in GREEN):
         # What is not to be kept is opened by each task, as by each request in Django. So it is
         # where each task is a greenlet of its own: nobody comes back for what it has kept.
-        assert cell.opened <= TASKS
+        assert cell.opened <= cell.tasks
     else:
-        assert cell.opened <= bound(pool, column)
+        assert cell.opened <= row.bound(column)
 
 
 @pytest.mark.celery
 @pytest.mark.parametrize("pool", POOLS)
-def test_guarded_worker_ends(pool: str, guarded: Rows) -> None:
-    """It closes what it has: nothing is left for the kernel to close."""
-    row = guarded(pool)
-    assert (row.status, row.left, row.unclean) == (0, 0, []), row.said
+def test_guarded_worker_ends(pool: str, table: Table) -> None:
+    """What it kept between tasks is closed when it ends, by itself."""
+    table[pool].ends_well()
 
 
-@pytest.mark.celery
-def test_what_a_native_pool_per_task_costs(bare: Row, guarded: Rows) -> None:
-    """celery#10554: how long a task takes that asks through Django's native pool."""
-    cells = bare.cells["pooled"], guarded("prefork").cells["pooled"]
-    times = [1000 * cell.took for cell in cells]
-    print(f"a query through a native pool, ms: bare {times[0]:.1f}, guarded {times[1]:.1f}")
-    assert times[0] > 2 * times[1]
-
-
-@pytest.mark.parametrize("pool", SMOKE)
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
 def test_smoke(pool: str, start: Workers) -> None:
     """The cells that were worst, in each run of the tests: a native pool (celery#10554), and one
-    that is open before the fork."""
-    columns = ("pooled", "import", "lazy")
+    that is open before the fork. The whole table is `make celery`."""
     worker = start("connections", pool=pool, concurrency=2, env={"APP_IMPORT": "1"})
-    row = run(worker, columns, tasks=40)
+    row = Row(worker, tasks=30).fill("kept", "pooled", "import")
     for column, cell in row.cells.items():
-        assert (cell.right, cell.wrong, cell.failed, cell.never) == (40, 0, [], 0), row.said
-        assert cell.opened <= bound(pool, column)
-        assert cell.idle <= bound(pool, column)
-    assert (row.status, row.left, row.unclean) == (0, 0, []), row.said
+        assert cell.is_right()
+        assert cell.opened <= row.bound(column)
+        assert cell.idle <= row.bound(column)
+    worker.send_signal(signal.SIGTERM)
+    row.ends_well()
 
 
 # -- bare -----------------------------------------------------------------------------------------
@@ -183,8 +176,10 @@ def test_smoke(pool: str, start: Workers) -> None:
 @pytest.fixture(scope="module")
 def bare(start_shared: Workers) -> Row:
     """Four prefork children without lifeguard, through every column but that which breaks them."""
-    worker = start_shared("connections", bare=True)
-    return run(worker, tuple(column for column in COLUMNS if column != "import"))
+    row = Row(start_shared("connections", bare=True), tasks=120)
+    row.fill(*(column for column in COLUMNS if column != "import"))
+    row.worker.stop()
+    return row
 
 
 @pytest.mark.celery
@@ -193,7 +188,8 @@ def test_bare_a_connection_per_task(bare: Row, column: str) -> None:
     """Celery's fixup closes Django's connections before and after each task. CONN_MAX_AGE=60
     means nothing in a worker."""
     cell = bare.cells[column]
-    assert (cell.right, cell.opened, cell.idle) == (TASKS, TASKS, 0)
+    assert cell.is_right()
+    assert (cell.opened, cell.idle) == (cell.tasks, 0)
 
 
 @pytest.mark.celery
@@ -201,36 +197,43 @@ def test_bare_a_native_pool_per_task(bare: Row) -> None:
     """It closes the native pool as well (celery#10554): each task opens one, three connections
     where it needs one."""
     cell = bare.cells["pooled"]
-    assert cell.right == TASKS
-    assert cell.opened >= 2 * TASKS
+    assert cell.is_right()
+    assert cell.opened >= 2 * cell.tasks
+
+
+@pytest.mark.celery
+def test_what_a_native_pool_per_task_costs(bare: Row, table: Table) -> None:
+    """celery#10554: how long a task takes that asks through Django's native pool."""
+    cells = bare.cells["pooled"], table["prefork"].cells["pooled"]
+    times = [1000 * cell.took for cell in cells]
+    print(f"a query through a native pool, ms: bare {times[0]:.1f}, guarded {times[1]:.1f}")
+    assert times[0] > 2 * times[1]
 
 
 @pytest.mark.celery
 def test_bare_nobody_closes_what_a_child_opened(bare: Row) -> None:
     """A pool that is opened where it is needed first: the child ends without closing it."""
     cell = bare.cells["lazy"]
-    assert cell.right == TASKS
-    assert len([line for line in bare.unclean if ".lazy: " in line]) == cell.opened > 0
+    assert cell.is_right()
+    assert len([line for line in bare.worker.unclean() if ".lazy: " in line]) == cell.opened > 0
 
 
 @pytest.mark.celery
 def test_bare_the_signals_are_for_prefork(bare: Row, start: Workers) -> None:
-    """``worker_process_init`` is sent to each prefork child, and to no other pool: what relies on
-    it has no pool in threads."""
-    worker = start("connections", pool="threads", bare=True)
-    row = run(worker, ("kept", "init"))
-    assert (bare.inits, row.inits) == (CHILDREN, 0)
-    assert row.cells["kept"].opened == TASKS
-    assert row.cells["init"].opened <= MAX_SIZE  # by the app's own lazy open
-    assert bare.unclean and not [line for line in bare.unclean if ".init: " in line]
+    """``worker_process_init`` is sent to each prefork child, and not in threads: a pool that is
+    opened there is closed well in the one, and does not exist in the other."""
+    row = Row(start("connections", pool="threads", bare=True), tasks=60).fill("kept", "init")
+    assert bare.worker.log.count("init") == CHILDREN
+    assert not [line for line in bare.worker.unclean() if ".init: " in line]
+    assert row.worker.log.count("init") == 0
+    assert 0 < row.cells["init"].opened <= MAX_SIZE  # by the app's own lazy open
+    assert row.cells["kept"].opened == row.tasks
 
 
 @pytest.mark.celery
 def test_bare_a_pool_that_is_open_before_the_fork(start: Workers) -> None:
     """Four children share its sockets: tasks get another's row, errors, or no answer at all."""
-    worker = start("connections", bare=True, env={"APP_IMPORT": "1"})
-    cell = fill(worker, "import", within=4)
-    print(f"prefork import, bare: {cell}")
-    assert cell.right < TASKS
+    row = Row(start("connections", bare=True, env={"APP_IMPORT": "1"}), tasks=120)
+    cell = row.fill("import", within=3).cells["import"]
+    assert cell.right < cell.tasks
     assert cell.wrong or cell.failed or cell.never
-    worker.kill()

@@ -91,6 +91,7 @@ class CeleryWorker:
         self.name = name
         self.pg = pg
         self.pool = pool
+        self.bare = bare
         self.concurrency = 1 if pool == "solo" else concurrency
         self.output = folder / "output.txt"
         self.gates = folder / "gates"
