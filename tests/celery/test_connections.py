@@ -122,7 +122,8 @@ class Table:
             worker = self.start("connections", pool=pool, env={"APP_IMPORT": "1"})
             tasks = 120 if pool == "prefork" else 60
             self.rows[pool] = Row(worker, tasks).fill(*COLUMNS)
-            worker.send_signal(signal.SIGTERM)  # it ends while the next row is filled
+            # It ends while the next row is filled; of a cold shutdown, where there are children.
+            worker.send_signal(signal.SIGQUIT if pool == "prefork" else signal.SIGTERM)
         return self.rows[pool]
 
 

@@ -144,14 +144,16 @@ class Shared:
     def __init__(self, start: Workers) -> None:
         self.start = start
         self.workers: dict[str, CeleryWorker] = {}
+        self.told: list[CeleryWorker] = []
         self.killed: dict[str, set[int]] = {}
         """Processes that had no chance to close anything."""
 
     def end(self) -> None:
-        """Tell all of them to end, so that they do it at the same time."""
+        """Tell all of them to end, once, so that they do it at the same time."""
         for worker in self.workers.values():
-            if worker.popen.poll() is None:
+            if worker not in self.told and worker.popen.poll() is None:
                 worker.send_signal(signal.SIGTERM)
+                self.told.append(worker)
 
     def __call__(self, pool: str) -> CeleryWorker:
         if pool not in self.workers or self.workers[pool].popen.poll() is not None:
