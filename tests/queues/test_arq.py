@@ -21,7 +21,7 @@ def arq(start: Workers, jobs: list[list[Any]], *options: str, **environ: Any) ->
     return start("-m", "arq", app, *options, versions="arq", **environ)
 
 
-KEEPERS = [["keep", how] for how in ("fails", "retries", "ok", "hangs")]
+KEEPERS = [["keep", how] for how in ("fails", "retries", "ok")]
 SELECTS = [["select", n] for n in range(10)]
 
 
@@ -29,7 +29,7 @@ def test_what_a_job_does_not_give_back_is_back_with_its_end(start: Workers) -> N
     """Jobs that fail, are retried, run into their time limit: the pool is empty after two of them,
     for good. Guarded, every job of the same list gets its connection."""
     bare = arq(start, [*KEEPERS[:2], *SELECTS[:2]], "--burst", bare=True)
-    jobs = [*KEEPERS, *SELECTS, ["thread"]]
+    jobs = [*KEEPERS, *SELECTS, ["thread"], ["keep a while", "hangs"]]
     guarded = arq(start, jobs, "--burst")
     assert guarded.wait() == 0
     assert sorted(event["n"] for event in guarded.events("answered")) == list(range(10))

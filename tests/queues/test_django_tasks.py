@@ -76,6 +76,8 @@ def test_a_task_that_is_called_inline_leaves_its_caller_alone(
     events = [event.event for event in program.events("ended write", "enqueued", "committed")]
     assert events == ["ended write", "enqueued", "committed"] * 2
     assert all(event["same"] for event in program.events("committed"))
+    (refused,) = program.events("refused")  # the decorator above @task
+    assert "directly above the function" in refused["said"]
 
 
 def test_a_worker_has_what_its_tasks_left_back(run: Run, pg: Postgres) -> None:

@@ -12,6 +12,7 @@ import pytest
 from procrastinate import SyncPsycopgConnector
 from psycopg.conninfo import make_conninfo
 
+import lifeguard
 import lifeguard.procrastinate
 from lifeguard.testing import Postgres
 from tests.queues.apps import MAX_SIZE
@@ -123,11 +124,11 @@ def test_the_pools_close_with_the_worker_on_its_loop(run: Run, signum: int) -> N
 
 def test_a_job_that_is_aborted_gives_back_what_it_has(run: Run, queue: Queue) -> None:
     """procrastinate cancels an async job when it is asked to. The next one has its connection."""
-    worker = run([("keep", "hangs")] * 3, APP_MODE="install")
-    worker.wait_for("kept", 2)
+    worker = run([("keep", "hangs")] * MAX_SIZE, APP_MODE="install")
+    worker.wait_for("kept", MAX_SIZE)
     for job in queue.app.job_manager.list_jobs(queue=short(worker.name), status="doing"):
         queue.app.job_manager.cancel_job_by_id(job.id, abort=True)
-    worker.wait_for("ended keep", 2)
+    worker.wait_for("ended keep", MAX_SIZE)
     queue.send(worker.name, [("select", 1)])
     worker.wait_for("answered")
     worker.send()
@@ -162,6 +163,13 @@ def test_django_has_no_connection_after_a_job(run: Run, pg: Postgres, job: str, 
     assert pg.wait_count(0, prefix=f"{guarded.name}django") == 0
     assert pg.count(prefix=f"{bare.name}django") > 0
     assert guarded.stop() == 0
+
+
+def test_the_decorator_wants_the_function() -> None:
+    """Above @app.task it would guard the object that sends the job."""
+    app = procrastinate.App(connector=SyncPsycopgConnector())
+    with pytest.raises(TypeError, match="directly above the function"):
+        lifeguard.task(app.task(lambda: None, name="late"))  # type: ignore[arg-type]
 
 
 def test_install_wants_an_app() -> None:

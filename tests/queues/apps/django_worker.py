@@ -130,6 +130,11 @@ def enqueue_inline() -> None:
     """A caller with rows of its own around the call."""
     from django.db import connection, connections, transaction
 
+    try:
+        task(write)
+    except TypeError as exc:
+        LOG.write("refused", said=str(exc))
+
     if BARE:  # Django offers signals for a clean-up, and this is the one of requests
         signals = sys.modules[django_tasks.task.__module__.partition(".base")[0] + ".signals"]
         signals.task_finished.connect(lambda **_: connections.close_all(), weak=False)

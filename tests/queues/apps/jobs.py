@@ -20,6 +20,7 @@ BROKER = os.environ["APP_BROKER"]
 QUEUE = os.environ["APP_QUEUE"]
 POOLS = os.environ.get("APP_POOLS", "sync async").split()
 LOG = EventLog.from_env()
+SLOW_CLOSE = float(os.environ.get("APP_SLOW_CLOSE", "0"))
 TIMEOUT = 0.5 if BARE else 10.0  # of a borrow: the bare side waits for what does not come back
 
 
@@ -98,6 +99,7 @@ else:
             LOG.write("opened", kind="async", **where())
             async with async_pool() as pool:
                 yield pool
+                await asyncio.sleep(SLOW_CLOSE)
             LOG.write("closed", kind="async", **where())
 
     async def adb() -> AsyncConnectionPool:
