@@ -1,34 +1,51 @@
-"""The supervisor of a queue: it has a pool, forks its workers, and restarts those that fail."""
+"""The supervisor of a Django task queue: it forks its workers, and restarts those that fail."""
 
 from __future__ import annotations
 
 import os
+import threading
 
-from psycopg_pool import ConnectionPool
+from tests.incidents.apps import log
+from tests.incidents.apps.django_site import configure
 
-from tests.incidents.apps import DSN, GUARDED, log
+configure(__name__, OPTIONS={"pool": {"min_size": 1, "max_size": 4, "timeout": 1}})
+urlpatterns: list[object] = []
 
-pool = ConnectionPool(DSN, min_size=1, max_size=4, timeout=1, open=True)
-pool.wait()
+from django.db import connection  # noqa: E402
+
+
+def heartbeat(beaten: list[str]) -> None:
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 'alive'")
+        connection.close()
+    except Exception as exc:
+        beaten.append(str(exc))
 
 
 def work() -> None:
-    with pool.connection() as job:
-        job.execute("SELECT 'claimed'")
-        with pool.connection() as heartbeat:
-            heartbeat.execute("SELECT 'alive'")
+    failed: list[str] = []
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 'claimed'")
+        thread = threading.Thread(target=heartbeat, args=[failed])
+        thread.start()
+        thread.join()
+    if failed:
+        raise RuntimeError(failed[0])
 
 
 def supervise() -> None:
-    with pool.connection() as conn:
-        conn.execute("SELECT 'registered'")
+    connection.pool.open()
+    connection.pool.wait()  # fail early, as its documentation advises
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 'registered'")
     for _ in range(2):  # for ever, in the original
         child = os.fork()
         if child == 0:
             try:
                 work()
             except Exception as exc:
-                log.write("failed", error=type(exc).__name__)
+                log.write("failed", error=str(exc))
                 os._exit(1)
             log.write("worked")
             os._exit(0)
@@ -38,11 +55,6 @@ def supervise() -> None:
 
 
 if __name__ == "__main__":
-    if GUARDED:
-        import lifeguard
-
-        with lifeguard.worker(resources=[pool]):
-            supervise()
-    else:
-        supervise()
-        pool.close()
+    supervise()
+    connection.close()
+    connection.close_pool()

@@ -1,35 +1,38 @@
-"""A WSGI app that looks something up at import, for a server that imports it before it forks."""
+"""A Django site that looks something up at import, for a server that imports it before it forks."""
 
 from __future__ import annotations
 
 import os
 
-from psycopg_pool import ConnectionPool
+from django.core.wsgi import get_wsgi_application
+from django.http import HttpResponse
+from django.urls import path
 
-from tests.incidents.apps import DSN, GUARDED, log
+from tests.incidents.apps import log
+from tests.incidents.apps.django_site import configure, make_app
 
-pool = ConnectionPool(DSN, min_size=1, max_size=1, timeout=5, open=True)
+configure(__name__, CONN_MAX_AGE=300)
+
+from django.db import connection  # noqa: E402
 
 
 def ask() -> str:
-    with pool.connection() as conn:
-        return conn.execute("SELECT 'ok'").fetchone()[0]
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 'ok'")
+        return cursor.fetchone()[0]
 
 
 ask()  # plugins to load, say
 
 
-def app(environ, start_response):
+def index(request):
     try:
-        status, body = "200 OK", ask()
+        return HttpResponse(ask())
     except Exception as exc:
-        status, body = "500 Internal Server Error", str(exc)
-    log.write("served", worker=os.getpid())
-    start_response(status, [("Content-Length", str(len(body)))])
-    return [body.encode()]
+        return HttpResponse(str(exc), status=500)
+    finally:
+        log.write("served", worker=os.getpid())
 
 
-if GUARDED:
-    import lifeguard
-
-    app = lifeguard.wrap(app, resources=[pool])
+urlpatterns = [path("", index)]
+app = make_app(get_wsgi_application)

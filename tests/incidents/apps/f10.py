@@ -1,34 +1,33 @@
-"""A WSGI app with a pool that is open before the server forks, and grows when it is needed."""
+"""A Django site whose pool is open before the server forks, and grows when it is needed."""
 
 from __future__ import annotations
 
-from urllib.parse import parse_qs
+from django.core.wsgi import get_wsgi_application
+from django.http import HttpResponse
+from django.urls import path
 
-from psycopg_pool import ConnectionPool
+from tests.incidents.apps import log
+from tests.incidents.apps.django_site import configure, make_app
 
-from tests.incidents.apps import DSN, GUARDED, log
+configure(__name__, OPTIONS={"pool": {"min_size": 1, "max_size": 5, "timeout": 2}})
 
-pool = ConnectionPool(
-    DSN, min_size=1, max_size=5, timeout=2, open=True, kwargs={"autocommit": True}
-)
-pool.wait()  # fail early, as its documentation advises
+from django.db import connection  # noqa: E402
+
+connection.pool.open()
+connection.pool.wait()  # fail early, as its documentation advises
 
 
-def app(environ, start_response):
-    key = parse_qs(environ["QUERY_STRING"]).get("wait")
+def index(request):
+    key = request.GET.get("wait")
     try:
-        with pool.connection() as conn:
+        with connection.cursor() as cursor:
             if key:  # a page that takes its time
                 log.write("slow")
-                conn.execute("SELECT pg_advisory_lock_shared(%s)", [int(key[0])])
-        status, body = "200 OK", b"ok"
+                cursor.execute("SELECT pg_advisory_lock_shared(%s)", [int(key)])
+        return HttpResponse("ok")
     except Exception as exc:
-        status, body = "504 Gateway Timeout", type(exc).__name__.encode()
-    start_response(status, [("Content-Length", str(len(body)))])
-    return [body]
+        return HttpResponse(str(exc), status=504)
 
 
-if GUARDED:
-    import lifeguard
-
-    app = lifeguard.wrap(app, resources=[pool])
+urlpatterns = [path("", index)]
+app = make_app(get_wsgi_application)
