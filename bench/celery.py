@@ -8,6 +8,7 @@ signals are sent, so Celery's Django fixup does what it does around each task.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import ExitStack
@@ -32,7 +33,7 @@ TRACER, PASSED, GUARDED = "tracer", "tracer, pass-through decorator", "tracer, l
 INSTALLED = "tracer, lifeguard.celery.install"
 RUN, ON_LOOP = "asyncio.run", "lifeguard.celery.task"
 CONNECT, POOL = "asyncio.run + connect, SELECT", "lifeguard.celery.task, SELECT"
-SYNC_POOL = "sync pool, SELECT"
+ONE_LOOP, SYNC_POOL = "a loop that stays, SELECT", "sync pool, SELECT"
 SELECT = "SELECT 1"
 MIN_SIZE, MAX_SIZE = 2, 4
 
@@ -40,6 +41,8 @@ Order = Callable[[int], Any]
 
 
 def measure(plan: Plan) -> Group:
+    for name in ("celery.app.trace", "django", "lifeguard.celery"):
+        importlib.import_module(name)  # before the processes are forked: once for all of them
     group = Group("celery", "Celery: one task, in a process like a worker's child", "us")
     sync_tasks(group, plan)
     async_tasks(group, plan)
@@ -49,7 +52,7 @@ def measure(plan: Plan) -> Group:
             ways["unix"] = server.socket_dsn
         for way, dsn in ways.items():
             queries(group, plan, way, dsn)
-            django(group, plan, way, dsn)
+            django_tasks(group, plan, way, dsn)
     return group
 
 
@@ -208,6 +211,19 @@ def queries(group: Group, plan: Plan, way: str, dsn: str) -> None:
         begin_worker(guard)
         return partial(calls, on_loop(stack, guard, task))
 
+    def staying(stack: ExitStack) -> Run:
+        """No thread, no unit: what the driver and the loop cost by themselves."""
+        runner = stack.enter_context(asyncio.Runner())
+        pool = AsyncConnectionPool(dsn, open=False, min_size=1, max_size=1)
+        runner.run(pool.open(wait=True))
+        stack.callback(lambda: runner.run(pool.close()))
+
+        async def task(order: int) -> None:
+            async with pool.connection() as conn:
+                await conn.execute(SELECT)
+
+        return partial(calls, lambda order: runner.run(task(order)))
+
     def sync(stack: ExitStack) -> Run:
         pool = stack.enter_context(ConnectionPool(dsn, open=False, min_size=1, max_size=1))
 
@@ -220,10 +236,10 @@ def queries(group: Group, plan: Plan, way: str, dsn: str) -> None:
     def named(name: str) -> str:
         return f"{way}: {name}"
 
-    starts = {CONNECT: connecting, POOL: guarded, SYNC_POOL: sync}
+    starts = {CONNECT: connecting, POOL: guarded, ONE_LOOP: staying, SYNC_POOL: sync}
     variants = [Variant(named(name), start) for name, start in starts.items()]
     samples = in_us(
-        interleave(variants, rounds=max(1, plan.rounds // 10), inner=4 if plan.quick else 20)
+        interleave(variants, rounds=max(1, plan.rounds // 4), inner=4 if plan.quick else 10)
     )
     group.add(samples)
     ours = samples[named(POOL)].minimum
@@ -235,7 +251,7 @@ def queries(group: Group, plan: Plan, way: str, dsn: str) -> None:
 # -- Django's connections around a task -----------------------------------------------------------
 
 
-def django(group: Group, plan: Plan, way: str, dsn: str) -> None:
+def django_tasks(group: Group, plan: Plan, way: str, dsn: str) -> None:
     """The ORM's connection in a prefork child, as Celery's fixup and as lifeguard treats it."""
     native = {"OPTIONS": {"pool": {"min_size": MIN_SIZE, "max_size": MAX_SIZE}}}
     kinds: dict[str, dict[str, Any]] = {"native pool": native, "CONN_MAX_AGE": {"CONN_MAX_AGE": 60}}
@@ -254,7 +270,6 @@ def django(group: Group, plan: Plan, way: str, dsn: str) -> None:
 
 
 def django_task(dsn: str, database: dict[str, Any], stack: ExitStack, *, guarded: bool) -> Run:
-    import celery  # noqa: F401 - before Django is set up, as a worker has it
     import django
     from django.conf import settings
 
