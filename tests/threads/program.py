@@ -25,10 +25,10 @@ from typing import Any
 from tests.support.eventlog import EventLog
 from tests.threads.kinds import KINDS, POOL, TABLE, settled
 
-BARE_JOBS = 32
+BARE_JOBS = 20
 TIMEOUT, BARE_TIMEOUT = 10.0, 0.2
 """Seconds to wait for a connection of a pool. Bare there are none: it is not worth the wait."""
-SETTLED_WITHIN = 3.0
+SETTLED_WITHIN = 10.0
 
 
 class Column:
@@ -43,7 +43,6 @@ class Column:
         self.kind = KINDS[request["kind"]](request["dsn"], self.appname, self.guarded)
         self.overlays: dict[str, str] = request["overlays"]
         self.ways: list[str] = request["ways"]
-        self.jobs = self.kind.jobs if self.guarded else BARE_JOBS
         self.timeout = TIMEOUT if self.guarded else BARE_TIMEOUT
         self.watch = psycopg.connect(request["dsn"], autocommit=True)
 
@@ -90,7 +89,8 @@ class Column:
         else:
             asyncio.run(self.run_cell_in_a_loop(way, cell, found))
         # Threads and pools have ended, and the garbage collector did not come.
-        found["after"] = self.connections(0 if self.guarded else found.get("left", 0))
+        if self.guarded or not self.kind.pooled:
+            found["after"] = self.connections(0 if self.guarded else found["left"])
 
     async def run_cell_in_a_loop(self, way: str, cell: Any, found: dict[str, Any]) -> None:
         from tests.threads import ways
@@ -119,7 +119,12 @@ class Column:
         """Have the jobs run, and look while their threads are alive."""
         from tests.threads import ways
 
-        await self.await_if_needed(run(range(self.jobs)))
+        jobs = self.kind.jobs if self.guarded else BARE_JOBS
+        await self.await_if_needed(run(range(jobs)))
+        for _ in range(10):  # on a busy machine a pool of four may take its time to be empty
+            if self.guarded or not self.kind.pooled or self.kind.lost() == POOL:
+                break
+            await self.await_if_needed(run(range(cell.threads)))
         found["backends"] = len(cell.backends)
         kept = not self.guarded or (self.kept_by_age and way not in ways.THREADS_END)
         expected = len(cell.backends) if kept else 0

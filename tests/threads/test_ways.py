@@ -1,8 +1,8 @@
 """Each way to run code in a thread, with each kind of connection: what is left after the jobs.
 
 The garbage collector is off in the programs, and the threads are alive when PostgreSQL is asked.
-Bare, every fourth job or so fails, and so do they guarded; ``python -m tests.threads.table`` prints
-what came of it, cell by cell.
+Every fourth job fails (bare, where there is a pool, each does). ``python -m tests.threads.table``
+prints what came of it, cell by cell.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def test_nothing_is_left_after_a_job(table: Columns, kind: str, way: str) -> Non
 
     if KINDS[kind].pooled:
         assert bare["lost"] == POOL
-        assert set(bare["outcomes"]) > {"done", "JobFailed"}, "everybody had a connection in time"
+        assert {*bare["outcomes"]} - {"done", "JobFailed"}, "everybody had a connection in time"
         assert guarded["lost"] == 0
     else:
         assert bare["left"] == bare["backends"]
@@ -44,6 +44,6 @@ def test_nothing_is_left_after_a_job(table: Columns, kind: str, way: str) -> Non
         assert guarded["aged"] <= guarded["backends"] - guarded["threads"]
 
     again = guarded["threads"] if "aged" in guarded else 0
-    failed = (jobs + 2) // 4 + (again + 2) // 4
+    failed = (jobs + 3) // 4 + (again + 3) // 4
     assert guarded["outcomes"] == {"done": jobs + again - failed, "JobFailed": failed}
     assert guarded["after"] == 0

@@ -38,7 +38,8 @@ class Cell:
         self.kind = kind
         self.guarded = kind.guarded
         self.threads = threads
-        self.one_fails_in = 4 if self.guarded else 2
+        # Bare, a pool serves nobody any more as soon as so many jobs have failed.
+        self.one_fails_in = 4 if self.guarded else 1 if kind.pooled else 2
         self.aging = False
         self.outcomes: Counter[str] = Counter()
         self.backends: set[int] = set()
@@ -53,7 +54,7 @@ class Cell:
                 self._meeting.wait(WITHIN)
             if self.aging:
                 self.kind.age()
-            backend = self.kind.work(fail=number % self.one_fails_in == 1)
+            backend = self.kind.work(fail=number % self.one_fails_in == 0)
         except Exception as exc:
             self.outcomes[type(exc).__name__] += 1
             if isinstance(exc, JobFailed):
@@ -328,7 +329,7 @@ def process_job(number: int) -> tuple[str, int]:
     """The job in a process that has imported nothing but this module."""
     assert _kind is not None
     try:
-        return "done", _kind.work(fail=number % 4 == 1)
+        return "done", _kind.work(fail=number % 4 == 0)
     except JobFailed as failed:
         return "JobFailed", failed.args[0]
 
