@@ -2,7 +2,7 @@
 
 ``multiprocessing.Pool(initializer=engine.dispose)`` was the advice of the documentation. It closes
 in the child what the parent goes on with; since then there is ``dispose(close=False)``, for those
-who know. A psycopg pool has nothing like it.
+who know. (A psycopg pool has nothing like it.)
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ from tests.support.eventlog import EventLog
 
 GUARDED = os.environ["INCIDENT_SIDE"] == "guarded"
 DSN = os.environ["INCIDENT_DSN"]
+URL = DSN.replace("postgresql://", "postgresql+psycopg://")
+"""The same for SQLAlchemy."""
 REDIS = os.environ["INCIDENT_REDIS"]
 """The broker of this side, for the incidents with a task queue."""
 log = EventLog.from_env()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 
-from psycopg_pool import ConnectionPool
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import sessionmaker
 
-from tests.incidents.apps import DSN, GUARDED, log
+from tests.incidents.apps import GUARDED, URL, log
 
-pool = ConnectionPool(DSN, min_size=1, max_size=1, timeout=5, open=True)
+engine = create_engine(URL, pool_size=1)
+Session = sessionmaker(engine)
 fork = multiprocessing.get_context("fork")
 all_are_there = fork.Barrier(2)
 turn = fork.Lock()
@@ -19,16 +21,16 @@ def preprocess(file: str) -> None:
     all_are_there.wait(20)
     with turn:
         try:
-            with pool.connection() as conn:
-                conn.execute("SELECT %s::text", [file])
+            with Session() as session:
+                session.scalar(text("SELECT CAST(:file AS text)"), {"file": file})
             log.write("imported", worker=os.getpid())
         except Exception as exc:
             log.write("failed", error=str(exc))
 
 
 def main() -> None:
-    with pool.connection() as conn:
-        conn.execute("SELECT 'which files are there already?'")
+    with Session() as session:
+        session.scalar(text("SELECT 'which files are there already?'"))
     with fork.Pool(2) as processes:
         processes.map(preprocess, ["april.nc", "may.nc"], chunksize=1)
         processes.close()
@@ -39,8 +41,8 @@ if __name__ == "__main__":
     if GUARDED:
         import lifeguard
 
-        with lifeguard.worker(resources=[pool]):
+        with lifeguard.worker(resources=[engine]):
             main()
     else:
         main()
-        pool.close()
+        engine.dispose()

@@ -8,9 +8,9 @@ import os
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
-from tests.incidents.apps import DSN, GUARDED, log
+from tests.incidents.apps import GUARDED, URL, log
 
-engine = create_engine(DSN.replace("postgresql://", "postgresql+psycopg://"), pool_size=2)
+engine = create_engine(URL, pool_size=2)
 
 
 def analyse() -> None:

@@ -1,23 +1,22 @@
-"""A child that closes what it inherited, as everybody is told to."""
+"""A child that disposes of what it inherited, as everybody is told to."""
 
 from __future__ import annotations
 
 import os
 
-import psycopg
-from psycopg_pool import ConnectionPool
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
-from tests.incidents.apps import DSN, GUARDED, log
+from tests.incidents.apps import GUARDED, URL, log
 
-pool = ConnectionPool(DSN, min_size=1, max_size=1, timeout=5, open=True)
+engine = create_engine(URL, pool_size=1)
 
 
 def use() -> None:
     try:
-        with pool.connection() as conn:
-            conn.execute("SELECT 1")
-            log.write("answered", backend=conn.info.backend_pid)
-    except psycopg.OperationalError as exc:
+        with engine.connect() as conn:
+            log.write("answered", backend=conn.scalar(text("SELECT pg_backend_pid()")))
+    except OperationalError as exc:
         log.write("broken", error=str(exc))
 
 
@@ -25,7 +24,7 @@ def main() -> None:
     use()
     child = os.fork()
     if child == 0:  # what a post_fork hook does that wants to begin clean
-        pool.close()
+        engine.dispose()
         os._exit(0)
     os.waitpid(child, 0)
     use()
@@ -35,8 +34,8 @@ if __name__ == "__main__":
     if GUARDED:
         import lifeguard
 
-        with lifeguard.worker(resources=[pool]):
+        with lifeguard.worker(resources=[engine]):
             main()
     else:
         main()
-        pool.close()
+        engine.dispose()

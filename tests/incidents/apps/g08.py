@@ -9,10 +9,10 @@ import tempfile
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
-from tests.incidents.apps import DSN, GUARDED, log
+from tests.incidents.apps import GUARDED, URL, log
 from tests.incidents.apps.celery_site import make_celery
 
-engine = create_engine(DSN.replace("postgresql://", "postgresql+psycopg://"), pool_size=2)
+engine = create_engine(URL, pool_size=2)
 app = make_celery(__name__)
 
 if GUARDED:
