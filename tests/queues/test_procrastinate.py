@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import procrastinate
 import pytest
-from procrastinate import SyncPsycopgConnector
+from procrastinate import PsycopgConnector, SyncPsycopgConnector
 from psycopg.conninfo import make_conninfo
+from psycopg_pool import AsyncConnectionPool
 
 import lifeguard
 import lifeguard.procrastinate
@@ -29,9 +32,11 @@ class Queue:
     """procrastinate's tables, and a client that puts jobs into them."""
 
     def __init__(self, pg: Postgres, schema: str, name: str) -> None:
+        self.pg = pg
         self.schema = schema
-        conninfo = make_conninfo(pg.named(name), options=f"-c search_path={schema}")
-        self.app = procrastinate.App(connector=SyncPsycopgConnector(conninfo=conninfo, min_size=1))
+        self.conninfo = make_conninfo(pg.named(name), options=f"-c search_path={schema}")
+        connector = SyncPsycopgConnector(conninfo=self.conninfo, min_size=1)
+        self.app = procrastinate.App(connector=connector)
 
     def send(self, name: str, jobs: list[Job]) -> None:
         """To the worker of this name."""
@@ -147,22 +152,93 @@ def test_the_decorator_alone_opens_with_the_first_job(run: Run) -> None:
         assert [event["kind"] for event in worker.events("opened", "closed")] == [kind, kind]
 
 
-@pytest.mark.parametrize(
-    ("job", "app"), [("django", "plain"), ("django_inner", "contrib")], ids=["own", "inner"]
-)
-def test_django_has_no_connection_after_a_job(run: Run, pg: Postgres, job: str, app: str) -> None:
-    """A sync job's thread keeps the connection that the job opened (procrastinate#1551). What
-    procrastinate does about it by now, in its app for Django, does not reach the threads that a
-    job starts."""
-    jobs: list[Job] = [(job, n) for n in range(12)]
-    queries = 12 if job == "django" else 36
-    bare = run(jobs, bare=True, APP_DJANGO=app)
-    guarded = run(jobs, APP_MODE="install", APP_DJANGO=app, APP_POOLS="")
-    for worker in (bare, guarded):
-        worker.wait_for("queried", queries)
-    assert pg.wait_count(0, prefix=f"{guarded.name}django") == 0
-    assert pg.count(prefix=f"{bare.name}django") > 0
+def test_django_has_no_connection_after_a_job(run: Run, pg: Postgres) -> None:
+    """In a process with Django and an app of one's own, the threads of sync jobs keep what a job
+    opened (procrastinate#1551)."""
+    sides = [
+        run([("django", n) for n in range(12)], bare=True, APP_DJANGO="1"),
+        run([("django", n) for n in range(12)], APP_DJANGO="1", APP_MODE="install", APP_POOLS=""),
+    ]
+    check_no_connection_after_a_job(pg, *sides, queries=12)
+    assert sides[1].stop() == 0
+
+
+def test_the_app_for_django_is_installed_by_a_setting(start: Workers, queue: Queue) -> None:
+    """It closes the connections of its jobs by itself. Those in threads that a job starts stay,
+    but not with lifeguard: installed by PROCRASTINATE_ON_APP_READY, run by manage.py."""
+    sides = []
+    for bare in (True, False):
+        queue.send(start.next_name, [("inner", n) for n in range(6)])
+        sides.append(
+            start(
+                *("-m", "django", "procrastinate", "worker", "-q", short(start.next_name)),
+                bare=bare,
+                DJANGO_SETTINGS_MODULE="tests.queues.apps.procrastinate_django",
+                APP_SCHEMA=queue.schema,
+                APP_POOLS="sync async",
+            )
+        )
+    check_no_connection_after_a_job(queue.pg, *sides, queries=18)
+    guarded = sides[1]
+    queue.send(guarded.name, [("own", 6)])
+    guarded.wait_for("ended", 7)
     assert guarded.stop() == 0
+    check_closed_where_opened(guarded)
+
+
+def check_no_connection_after_a_job(
+    pg: Postgres, bare: Worker, guarded: Worker, *, queries: int
+) -> None:
+    def alive(worker: Worker) -> int:
+        pids = [event["pid"] for event in worker.wait_for("queried", queries)]
+        with pg.connect() as connection:
+            found = connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s)", [pids]
+            ).fetchone()
+        assert found is not None
+        return int(found[0])
+
+    deadline = time.monotonic() + 10
+    while alive(guarded):  # the last job may not have ended yet
+        assert time.monotonic() < deadline, guarded.said()
+        time.sleep(0.02)
+    assert alive(bare) > 0
+
+
+def test_a_worker_inside_of_a_program_has_what_it_was_given(
+    pg: Postgres, queue: Queue, appname: str, dsn: str
+) -> None:
+    """As in tests: the worker opens the pools that install() got, and closes them when it stops."""
+    guard = lifeguard.Lifeguard()
+    pool = AsyncConnectionPool(dsn, open=False, min_size=1, max_size=2)
+    connector = PsycopgConnector(conninfo=queue.conninfo, min_size=1)
+    app = procrastinate.App(connector=connector)
+    lifeguard.procrastinate.install(app, resources=[pool], guard=guard)
+    ended: list[int] = []
+
+    @app.task(name="one", queue=short(appname))
+    async def one(n: int) -> None:
+        guard.callback(ended.append, n)
+        async with pool.connection() as conn:
+            await conn.execute("SELECT 1")
+
+    @app.task(name="two", queue=short(appname))
+    @guard.task
+    def two(n: int) -> None:
+        guard.callback(ended.append, n)
+
+    async def main() -> None:
+        async with app.open_async():
+            for _ in range(2):  # one worker after another
+                await one.defer_async(n=1)
+                await two.defer_async(n=2)
+                await app.run_worker_async(
+                    queues=[short(appname)], wait=False, install_signal_handlers=False
+                )
+                assert pool.closed
+
+    asyncio.run(main())
+    assert ended == [1, 2, 1, 2]
 
 
 def test_the_decorator_wants_the_function() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from typing import Any
 
 import procrastinate
 from procrastinate import PsycopgConnector
@@ -13,8 +11,7 @@ from psycopg.conninfo import make_conninfo
 from tests.queues.apps import jobs
 from tests.queues.apps.jobs import BARE, DSN, LOG, QUEUE
 
-App: Any = procrastinate.App
-if "APP_DJANGO" in os.environ:
+if "APP_DJANGO" in os.environ:  # in the same process, and procrastinate does not know
     import django
     from django.conf import settings
 
@@ -25,12 +22,8 @@ if "APP_DJANGO" in os.environ:
         DATABASES={"default": database(DSN, application_name=f"{QUEUE}django")},
     )
     django.setup()
-    if os.environ["APP_DJANGO"] == "contrib":
-        from procrastinate.contrib.django.db_cleanup import DjangoApp
 
-        App = DjangoApp
-
-app = App(
+app = procrastinate.App(
     connector=PsycopgConnector(
         conninfo=make_conninfo(DSN, options=f"-c search_path={os.environ['APP_SCHEMA']}")
     ),
@@ -74,22 +67,12 @@ def keep_sync(how: str) -> None:
     jobs.keep_sync(how)
 
 
-def query(n: int) -> None:
-    from django.db import connection
-
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT %s::int", [n])
-    LOG.write("queried", n=n)
-
-
 @app.task(name="django")
 @task
 def django_(n: int) -> None:
-    query(n)
+    from django.db import connection
 
-
-@app.task(name="django_inner")
-@task
-async def django_inner(n: int) -> None:
-    """Django's connections in threads that neither procrastinate nor Django knows of."""
-    await asyncio.gather(*(asyncio.to_thread(query, n) for _ in range(3)))
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (pid,) = cursor.fetchone()
+    LOG.write("queried", n=n, pid=pid)
