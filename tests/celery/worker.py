@@ -97,7 +97,7 @@ class CeleryWorker:
         self.gates = folder / "gates"
         self.gates.mkdir(exist_ok=True)
         self.log = EventLog(folder / "events.jsonl")
-        self.client = client(broker, f"{name}.")
+        self.client = client(broker, f"{name}.keys")
         self._seen = 0  # what the log of PostgreSQL already said
         if pg.log_path is not None:
             self._seen = pg.log_path.stat().st_size
@@ -110,7 +110,7 @@ class CeleryWorker:
             "APP_DSN": pg.dsn,
             "APP_NAME": name,
             "APP_BROKER": broker,
-            "APP_PREFIX": f"{name}.",
+            "APP_PREFIX": f"{name}.keys",
             "APP_GATES": str(self.gates),
             "APP_POOL": pool,
             ENV: str(self.log.path),
