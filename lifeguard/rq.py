@@ -23,6 +23,8 @@ from ._loop import begin_worker, end_worker, green, loop_thread
 from .threads import is_task, make_task, run_job
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rq.job import Job
 
     from ._wrap import Lifeguard
@@ -49,8 +51,18 @@ class WorkerMixin(_Base):
     guard: Lifeguard | None = None
     """A :class:`lifeguard.Lifeguard` of one's own. None: the default one."""
 
+    resources: Iterable[object] = ()
+    """Objects that open and close, besides those that ``@lifeguard.resource`` declared."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        guard = self._guard()
+        for obj in self.resources:
+            guard.define(guard.adopt(obj))
+        super().__init__(*args, **kwargs)
+
     def perform_job(self, job: Job, *args: Any, **kwargs: Any) -> bool:
         guard = self._guard()
+        begin_worker(guard)
         execute = job._execute
 
         def execute_as_unit() -> Any:
@@ -81,7 +93,6 @@ class WorkerMixin(_Base):
         from . import _default
 
         guard: Lifeguard = _default if self.guard is None else self.guard
-        begin_worker(guard)
         return guard
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +18,7 @@ from rq import Queue
 from rq.job import Job
 
 from lifeguard.testing import Postgres
-from tests.queues.worker import ROOT, Worker, Workers
+from tests.queues.worker import Worker, Workers
 
 BODIES = "tests.queues.apps.bodies."
 JOBS = "tests.queues.apps.jobs."
@@ -171,16 +169,13 @@ def test_the_command_of_rq_takes_the_class_and_so_does_an_older_rq(
     assert len(opened_and_closed(worker)) == 2 * 3
 
 
-def test_a_guard_of_ones_own() -> None:
-    """The mixin goes in front of any class; what it is missing, Python says."""
-    code = (
-        "import lifeguard.rq, rq.worker\n"
-        "guard = lifeguard.Lifeguard()\n"
-        "class Worker(lifeguard.rq.WorkerMixin, rq.worker.HerokuWorker):\n"
-        "    guard = guard\n"
-        "print([cls.__name__ for cls in Worker.__mro__[:4]])"
-    )
-    said = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert said.stdout == "['Worker', 'WorkerMixin', 'HerokuWorker', 'Worker']\n", said.stderr
+def test_a_guard_and_resources_of_ones_own(start: Workers, queue: Queue) -> None:
+    """The mixin goes in front of any class of RQ, and takes both as attributes."""
+    job = queue.enqueue("tests.queues.apps.rq_own.see")
+    worker = start("-c", "from tests.queues.apps import rq_own; rq_own.main()")
+    assert worker.wait() == 0
+    assert statuses([job]) == ["finished"]
+    [opened], [seen], [closed] = map(worker.events, ("opened", "seen", "closed"))
+    assert opened.pid == seen.pid == closed.pid == worker.pid
+    assert opened.at < seen.at < closed.at
+    assert seen["in_unit"]
