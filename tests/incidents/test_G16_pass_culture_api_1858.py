@@ -1,8 +1,8 @@
 """pass-culture/pass-culture-api#1858: RQ forks a process for each job, with the connections.
 
 What the worker has asked at its start stays connected, and each job's process inherits the
-connection. The project closed session and engine before each job; the report cites what both
-manuals say about forks. (Its engine is SQLAlchemy's: see G08 and F14 for these.)
+connection. The project closed session and engine before each job; the report cites what the
+manuals of RQ and SQLAlchemy say about forks.
 """
 
 from __future__ import annotations

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import logging
 
-from psycopg_pool import ConnectionPool
 from redis import Redis
 from rq import Queue, Worker
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import Session
 
-from tests.incidents.apps import DSN, GUARDED, REDIS, log
+from tests.incidents.apps import GUARDED, REDIS, URL, log
 
 JOBS = 4
 
-pool = ConnectionPool(DSN, min_size=1, max_size=1, timeout=10, open=False)
+engine = create_engine(URL)
 redis = Redis.from_url(REDIS)
 
 
 def job(number: int) -> None:
-    with pool.connection() as conn:
-        conn.execute("SELECT %s", [number])
-        log.write("job", backend=conn.info.backend_pid)
+    with Session(engine) as session:
+        log.write("job", number=number, backend=session.scalar(text("SELECT pg_backend_pid()")))
 
 
 def check() -> None:
-    with pool.connection() as conn:
-        conn.execute("SELECT 1")
-        log.write("check", backend=conn.info.backend_pid)
+    with Session(engine) as session:
+        log.write("check", backend=session.scalar(text("SELECT pg_backend_pid()")))
 
 
 def work(worker_class: type[Worker]) -> None:
@@ -45,8 +44,8 @@ if __name__ == "__main__":
         import lifeguard
         import lifeguard.rq
 
-        with lifeguard.worker(resources=[pool]):
+        with lifeguard.worker(resources=[engine]):
             work(lifeguard.rq.Worker)
     else:
-        with pool:
-            work(Worker)
+        work(Worker)
+        engine.dispose()

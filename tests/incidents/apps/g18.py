@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import threading
 
 import dramatiq
 import psycopg
 from dramatiq.brokers.redis import RedisBroker
 from psycopg.conninfo import conninfo_to_dict
-from psycopg_pool import ConnectionPool, PoolTimeout
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session
 
-from tests.incidents.apps import DSN, GUARDED, REDIS, log
+from tests.incidents.apps import DSN, GUARDED, REDIS, URL, log
 
 THREADS = 3
-NAME = f"{conninfo_to_dict(DSN)['application_name']}{os.environ['INCIDENT_SIDE']}"
+NAME = f"{conninfo_to_dict(DSN)['application_name']}{'guarded' if GUARDED else 'bare'}"
 
-pool = ConnectionPool(
-    DSN, min_size=2, max_size=2, timeout=1, open=False, kwargs={"application_name": NAME}
+engine = create_engine(
+    URL, pool_size=2, max_overflow=0, pool_timeout=1, connect_args={"application_name": NAME}
 )
 broker = RedisBroker(url=REDIS)
 dramatiq.set_broker(broker)
@@ -30,36 +31,23 @@ if GUARDED:
     broker.add_middleware(lifeguard.dramatiq.Middleware())
 
 
-class Session:
-    """As an ORM's: it has a connection, and a transaction, from its first query to its close()."""
-
-    conn: psycopg.Connection | None = None
-
-    def scalar(self, query: str):
-        self.conn = self.conn or pool.getconn()
-        return self.conn.execute(query).fetchone()[0]
-
-    def close(self) -> None:
-        if self.conn is not None:
-            pool.putconn(self.conn)
-            self.conn = None
-
-
 @dramatiq.actor(max_retries=0)
 def decode(number: int) -> None:
-    session = Session()
     try:
-        if session.scalar("SELECT NOT EXISTS (SELECT FROM pg_class WHERE relname = 'abi')"):
-            if GUARDED:
-                lifeguard.release()
-                session = Session()
-            download()
-        log.write("decoded", result=session.scalar("SELECT 1"))
+        with Session(engine) as session:
+            if should_attempt_download(session):
+                if GUARDED:
+                    lifeguard.release()
+                download()
+        with Session(engine) as session:
+            log.write("decoded", result=session.scalar(text("SELECT 1")))
     except PoolTimeout:
         log.write("no connection")
         downloads.release()
-    finally:
-        session.close()
+
+
+def should_attempt_download(session: Session) -> bool:
+    return session.scalar(text("SELECT NOT EXISTS (SELECT FROM pg_class WHERE relname = 'abi')"))
 
 
 def download() -> None:
@@ -67,12 +55,12 @@ def download() -> None:
     downloaded.wait(timeout=15)
 
 
-startup = Session()
+startup = Session(engine)
 
 
 def initialize() -> int:
     """The startup asks, too. Nobody closes its session."""
-    return startup.scalar("SELECT 1")
+    return startup.scalar(text("SELECT 1"))
 
 
 if GUARDED:
@@ -105,8 +93,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     if GUARDED:
-        with lifeguard.worker(resources=[pool]):
+        with lifeguard.worker(resources=[engine]):
             main()
     else:
-        with pool:
-            main()
+        main()
+        engine.dispose()

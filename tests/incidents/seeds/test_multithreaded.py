@@ -130,6 +130,15 @@ def test_seed_multithreaded_with_a_collector_that_comes_rarely(runs: Runs) -> No
     assert guarded["peak"] <= 2 * THREADS
 
 
+def test_seed_multithreaded_with_the_collector_as_it_is(runs: Runs) -> None:
+    """Bare, it comes in time for a hundred connections, but there are many times as many as there
+    are threads. Guarded, nothing waits for it."""
+    bare = runs.start(guarded=False, gc="default")
+    guarded = runs.start(guarded=True, gc="default")
+    assert bare.end()["peak"] >= 5 * THREADS
+    assert guarded.end()["peak"] <= 2 * THREADS
+
+
 def test_seed_multithreaded_with_a_native_pool(runs: Runs) -> None:
     """Bare, the second run waits in vain: the threads of the first took the pool's four connections
     with them, and they do not come back with the garbage collector, either. Guarded, they do, while
