@@ -35,8 +35,8 @@ LOOK = 0.1
 
 def begin_worker(guard: Guard) -> None:
     """This process works for a task queue: what is async in it may open, on a loop of its own."""
-    if green() is None:
-        guard.home = loop_thread(guard)
+    name = green()
+    guard.home = loop_thread(guard) if name is None else _NoHome(guard, name)
 
 
 def end_worker(guard: Guard) -> None:
@@ -68,6 +68,22 @@ def loop_thread(guard: Guard) -> LoopThread:
     if found is None:
         found = _threads.setdefault(guard.key, LoopThread(guard))
     return found
+
+
+class _NoHome:
+    """Where async resources cannot open."""
+
+    def __init__(self, guard: Guard, name: str) -> None:
+        self.guard = guard
+        self.name = name
+
+    def worker(self) -> Worker:
+        first = next(resource for resource in self.guard._defined if resource.awaits)
+        raise LifeguardError(
+            f"{first} is async and cannot open under {self.name}, which replaces the threads that "
+            "an event loop needs: work in threads or processes instead (for Celery: --pool threads "
+            "or prefork), or make the resource a sync one"
+        )
 
 
 class LoopThread:

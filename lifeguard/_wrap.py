@@ -127,7 +127,7 @@ class Lifeguard(Guard):
             app = lifeguard.wrap(app, resources=[pool])
         """
         kind = _kind_of_app(app)
-        opened: list[Resource[Any]] = [self.adopt(obj) for obj in _as_resources(resources)]
+        opened: list[Resource[Any]] = [self.adopt(obj) for obj in as_resources(resources)]
         if self.handle_sigterm:
             ends.take_sigterm()
         package = type(app).__module__.partition(".")[0]
@@ -214,7 +214,7 @@ class Lifeguard(Guard):
         """
         from ._lifespan import make_lifespan
 
-        opened = [self.adopt(obj) for obj in _as_resources(resources)]
+        opened = [self.adopt(obj) for obj in as_resources(resources)]
         return make_lifespan(self, func, opened, mounts)
 
     def task(self, func: Callable[P, R], /) -> Callable[P, R]:
@@ -237,7 +237,19 @@ class Lifeguard(Guard):
         return task
 
 
-def _as_resources(resources: Iterable[object]) -> list[object]:
+def guard_of(guard: Lifeguard | None) -> Lifeguard:
+    """*guard*, or the default one. Raises :exc:`TypeError` for what is none."""
+    if guard is None:
+        from . import _default
+
+        return _default
+    if not isinstance(guard, Lifeguard):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"guard= takes a lifeguard.Lifeguard, not {redact(repr(guard))}")
+    return guard
+
+
+def as_resources(resources: Iterable[object]) -> list[object]:
+    """What people passed as ``resources=``. Raises :exc:`TypeError` for what is no list."""
     if isinstance(resources, (str, bytes)) or not hasattr(type(resources), "__iter__"):
         raise TypeError(
             f"resources= takes a list, not {type(resources).__name__}: resources=[pool]"

@@ -19,12 +19,13 @@ from celery._state import _task_stack
 from celery.app.registry import TaskRegistry
 
 from ._core import ends
-from ._core.errors import LifeguardError
+from ._core.errors import LifeguardError, redact
 from ._core.lifetime import describe, is_async
 from ._core.observer import logger
 from ._core.unit import plumbing
 from ._loop import begin_worker, end_worker, green, loop_thread
-from .threads import is_task, make_task
+from ._wrap import as_resources, guard_of
+from .threads import is_task, make_task, mark_task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,10 +70,7 @@ def task(func: Any = None, /, *, guard: Lifeguard | None = None) -> Any:
     """
     if func is None:
         return functools.partial(task, guard=guard)
-    if guard is None:
-        from . import _default
-
-        guard = _default
+    guard = guard_of(guard)
     if is_async(func):
         return _task_on_loop(guard, func)
     return guard.task(func)
@@ -93,14 +91,11 @@ def install(
         celery_app = Celery(...)
         lifeguard.celery.install(celery_app, resources=[pool])
     """
-    if guard is None:
-        from . import _default
-
-        guard = _default
+    guard = guard_of(guard)
     if not isinstance(getattr(app, "_tasks", None), TaskRegistry):
-        raise TypeError(f"lifeguard.celery.install() takes a Celery app, not {app!r}")
+        raise TypeError(f"lifeguard.celery.install() takes a Celery app, not {redact(repr(app))}")
     connect(guard)
-    for obj in resources:
+    for obj in as_resources(resources):
         guard.define(guard.adopt(obj))
     registry: Any = app._tasks
     kind: Any = type(registry)
@@ -136,6 +131,7 @@ def _make_unit(guard: Lifeguard, task: Any) -> None:
         return
     where = "_orig_run" if hasattr(task, "_orig_run") else "run"
     run = getattr(task, where)
+    _refuse_to_forget(task)
     if not is_task(run):
         made = _task_on_loop(guard, run) if is_async(run) else make_task(guard, run)
         setattr(task, where, made)
@@ -172,7 +168,7 @@ def _task_on_loop(guard: Lifeguard, func: Any) -> Any:
             requests.carried.reset(token)
 
     del lifeguard_task.__wrapped__
-    lifeguard_task.lifeguard_key = guard.key  # type: ignore[attr-defined]
+    mark_task(guard, lifeguard_task, func)
     prepare(guard, lifeguard_task, func)
     return lifeguard_task
 

@@ -14,6 +14,7 @@ import sys
 import weakref
 
 from ._core.clock import now
+from ._core.errors import redact
 from ._core.lifetime import CLOSED, OPEN, describe, is_async
 from ._core.unit import Unit, here
 
@@ -98,8 +99,7 @@ def make_task(guard: Guard, func: Any) -> Any:
                 await unit.aconclude(None)
             return result
 
-        lifeguard_task.lifeguard_key = guard.key  # type: ignore[attr-defined]
-        return lifeguard_task
+        return mark_task(guard, lifeguard_task, func)
 
     @functools.wraps(func)
     def lifeguard_task_sync(*args: Any, **kwargs: Any) -> Any:
@@ -126,8 +126,14 @@ def make_task(guard: Guard, func: Any) -> Any:
             unit.conclude(None)
         return result
 
-    lifeguard_task_sync.lifeguard_key = guard.key  # type: ignore[attr-defined]
-    return lifeguard_task_sync
+    return mark_task(guard, lifeguard_task_sync, func)
+
+
+def mark_task(guard: Guard, made: Any, func: Any) -> Any:
+    """Note that each call of *made* is a unit of *guard*, and that *func* is in it."""
+    made.lifeguard_key = guard.key
+    made.lifeguard_func = func
+    return made
 
 
 def is_task(func: Any) -> bool:
@@ -140,19 +146,6 @@ _SENDS = ("delay", "apply_async", "send", "kiq", "defer", "enqueue", "schedule",
 
 
 def _check_task(guard: Guard, func: Any) -> None:
-    if type(func) is not type(_check_task):
-        for name in _SENDS:
-            if callable(getattr(func, name, None)):
-                raise TypeError(
-                    f"@lifeguard.task was given the task {func!r}, which has a .{name}() already: "
-                    "put @lifeguard.task directly above the function, and the decorator of the "
-                    "task queue above that"
-                )
-    elif getattr(func, "lifeguard_key", None) == guard.key:
-        raise TypeError(
-            f"@lifeguard.task was applied to {describe(func)} twice: each call is a unit "
-            "already. Take one of the two away"
-        )
     code = getattr(getattr(func, "__func__", func), "__code__", None)
     if isinstance(func, (staticmethod, classmethod)):
         raise TypeError(
@@ -164,8 +157,21 @@ def _check_task(guard: Guard, func: Any) -> None:
             f"@lifeguard.task takes a function, not the class {func.__qualname__}: decorate the "
             "method that does the work"
         )
+    if type(func) is not type(_check_task):
+        for name in _SENDS:
+            if callable(getattr(func, name, None)):
+                raise TypeError(
+                    f"@lifeguard.task was given the task {redact(repr(func))}, which has a "
+                    f".{name}() already: put @lifeguard.task directly above the function, and the "
+                    "decorator of the task queue above that"
+                )
+    elif getattr(func, "lifeguard_key", None) == guard.key:
+        raise TypeError(
+            f"@lifeguard.task was applied to {describe(func)} twice: each call is a unit "
+            "already. Take one of the two away"
+        )
     if not callable(func):
-        raise TypeError(f"@lifeguard.task takes a function, not {func!r}")
+        raise TypeError(f"@lifeguard.task takes a function, not {redact(repr(func))}")
     if code is not None and code.co_flags & 0x220:  # CO_GENERATOR, CO_ASYNC_GENERATOR
         raise TypeError(
             f"@lifeguard.task cannot guard the generator {describe(func)}: its body runs whenever "

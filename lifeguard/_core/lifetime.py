@@ -435,6 +435,8 @@ def discard_awaitable(value: Any) -> None:
 def describe(obj: object) -> str:
     """The name a person would look for: ``module.function (file.py:12)``, never arguments."""
     obj = unwrap(obj)
+    if type(obj) is _FUNCTION:
+        obj = unwrap(obj.__dict__.get("lifeguard_func", obj))  # not what was made of it here
     name = getattr(obj, "__qualname__", None) or type(obj).__qualname__
     module = getattr(obj, "__module__", None)
     code = getattr(obj, "__code__", None)
