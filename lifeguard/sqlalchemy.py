@@ -26,7 +26,7 @@ from ._core.unit import Borrow, Leak, plumbing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
-    from types import FrameType
+    from types import CodeType, FrameType
 
     from sqlalchemy import Connection
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
@@ -180,6 +180,8 @@ class EngineAdapter(Adapter):
 
     def _used_by(self, conn: Connection) -> None:
         """*conn* is what people have of the connection that was just borrowed."""
+        if self.guard.current.get() is None:
+            return
         proxy = conn.connection
         borrow, _ = (proxy.record_info or {}).get(_KEY, (None, 0))
         if borrow is not None and borrow.unit is not None:
@@ -289,22 +291,27 @@ def _outside(frame: FrameType | None) -> FrameType | None:
 
     Async calls run on a greenlet, which has a stack of its own; the caller's is its parent's.
     """
-    first = frame
+    found = _skip(frame)
+    if found is None and (greenlet := sys.modules.get("greenlet")) is not None:
+        parent = greenlet.getcurrent().parent
+        if parent is not None:
+            found = _skip(parent.gr_frame)
+    return found
+
+
+def _skip(frame: FrameType | None) -> FrameType | None:
     while frame is not None:
-        if frame.f_globals.get("__name__", "").partition(".")[0] not in _PASSED:
-            return frame
+        code = frame.f_code
+        if id(code) not in _inside:
+            if frame.f_globals.get("__name__", "").partition(".")[0] not in _PASSED:
+                return frame
+            _inside[id(code)] = code
         frame = frame.f_back
-    greenlet = sys.modules.get("greenlet")
-    parent = None if greenlet is None else greenlet.getcurrent().parent
-    if parent is None or parent.gr_frame is None or parent.gr_frame is first:
-        return first
-    frame = parent.gr_frame
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED:
-        frame = frame.f_back
-    return frame
+    return None
 
 
 _PASSED = ("sqlalchemy", "contextlib", "greenlet")
+_inside: dict[int, CodeType] = {}  # seen to be theirs; by id, for the hash of one is dear
 
 
 def _is_closed(driver: Any) -> bool:

@@ -24,6 +24,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 
 import lifeguard
 from lifeguard.testing import Postgres
+from lifeguard.threads import ThreadPoolExecutor
 from tests.contract.pool import in_child
 from tests.contract.test_engines import url_of
 
@@ -263,26 +264,25 @@ def test_a_database_in_memory(guard: lifeguard.Lifeguard) -> None:
 def test_two_hundred_jobs_over_two_connections(
     guard: lifeguard.Lifeguard, dsn: str, pg: Postgres, appname: str
 ) -> None:
-    """Sixteen threads, each job of which forgets its session: nobody waits in vain, and the server
-    never sees more than two."""
-    from lifeguard.threads import ThreadPoolExecutor
-
+    """Sixteen threads, each job of which forgets its session: nobody waits in vain, and no more
+    than two are out at a time."""
     engine = sqlalchemy.create_engine(url_of(dsn), pool_size=2, max_overflow=0, pool_timeout=30)
+    pool: Any = engine.pool
     held: list[Session] = []
 
     def job(number: int) -> Any:
         held.append(Session(engine))
-        return held[-1].execute(sqlalchemy.text(f"SELECT {number}")).scalar()
+        answer = held[-1].execute(sqlalchemy.text(f"SELECT {number}")).scalar()
+        return answer, pool.checkedout()
 
     with guard.worker(resources=[engine]), warnings.catch_warnings():
         warnings.simplefilter("ignore", lifeguard.LeakWarning)
         with ThreadPoolExecutor(16, guard=guard) as executor:
-            answers = []
-            for future in [executor.submit(job, number) for number in range(200)]:
-                answers.append(future.result(30))
-                assert pg.count(prefix=appname) <= 2
-        assert answers == list(range(200))
-        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+            results = list(executor.map(job, range(200)))
+        assert [answer for answer, _ in results] == list(range(200))
+        assert {out for _, out in results} <= {1, 2}
+        assert pool.checkedout() == 0
+    assert pg.wait_count(0, prefix=appname) == 0
 
 
 # -- forks ----------------------------------------------------------------------------------------

@@ -45,18 +45,17 @@ class Run:
         return [e for e in self.events if e.event == name and (e["kind"], e["way"]) == (kind, way)]
 
 
-@pytest.fixture(scope="module", params=["plain", "tls"])
+@pytest.fixture(scope="module")
 def runs(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Run]:
-    """The program with one start method, run once."""
-    name = {"plain": "pg_without_tls", "tls": "pg_with_tls"}[request.param]
-    server: Postgres = request.getfixturevalue(name)
+    pg_without_tls: Postgres, pg_with_tls: Postgres, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Run]:
+    """The program with one kind of connection and one start method, run once."""
 
     @functools.cache
-    def run(method: str) -> Run:
-        folder = tmp_path_factory.mktemp(method)
+    def run(connection: str, method: str) -> Run:
+        folder = tmp_path_factory.mktemp(f"{connection}-{method}")
         log = EventLog(folder / "events.jsonl")
+        server = pg_with_tls if connection == "tls" else pg_without_tls
         try:
             return _run(method, server, log, folder / "output.txt")
         finally:
@@ -100,17 +99,19 @@ def _run(method: str, server: Postgres, log: EventLog, output: Path) -> Run:
     return Run(program.pid, log.read(), said, server.wait_count(0, prefix=name))
 
 
-CELLS = [(method, way) for method, ways in WAYS.items() for way in ways]
+PROGRAMS = [(connection, method) for method in WAYS for connection in ("plain", "tls")]
+PROGRAMS.remove(("plain", "spawn"))  # where nothing is inherited, they do not differ
+CELLS = [(*program, way) for program in PROGRAMS for way in WAYS[program[1]]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("method", "way"), CELLS)
+@pytest.mark.parametrize(("connection", "method", "way"), CELLS)
 def test_every_answer_is_right(
-    method: str, way: str, kind: str, runs: Callable[[str], Run]
+    connection: str, method: str, way: str, kind: str, runs: Callable[[str, str], Run]
 ) -> None:
     """110 of 110, from backends that serve one process each; and the parent's transaction, which
     was open all the time, goes on."""
-    run = runs(method)
+    run = runs(connection, method)
     assert run.of("failed", kind, way) == [], run.said
     answers = run.of("answer", kind, way)
     assert [event["right"] for event in answers] == [True] * 110
@@ -122,11 +123,11 @@ def test_every_answer_is_right(
     assert [event["same"] for event in run.of("after", kind, way)] == [True]
 
 
-@pytest.mark.parametrize("method", WAYS)
-def test_nothing_is_left(method: str, runs: Callable[[str], Run]) -> None:
+@pytest.mark.parametrize(("connection", "method"), PROGRAMS)
+def test_nothing_is_left(connection: str, method: str, runs: Callable[[str, str], Run]) -> None:
     """Each child of an executor closes its worker once, at its end, and so does the parent. No
     connection is left, not even of processes that end without a word."""
-    run = runs(method)
+    run = runs(connection, method)
     assert run.left == 0
     closed = [event for event in run.events if event.event == "closed"]
     children = {event.pid for event in run.of("answer", "connection", "executor")}
