@@ -29,14 +29,16 @@ def test_a_version_of_celery(start: Workers, version: str | None, pool: str) -> 
     left."""
     worker = start("versions", pool=pool, concurrency=2, versions=version)
     processes = 2 if pool == "prefork" else 1
+    # Celery 5.4 and 5.5 look for what a thread has done every half second, with lifeguard or not.
+    tasks = TASKS if pool == "prefork" else 4
     assert worker.run("version").result.startswith(VERSIONS[version])
 
     for task in ("ask", "ask_sync"):
-        answers = worker.gather(worker.send_all(task, [(n,) for n in range(TASKS)]))
-        assert [answer.result[0] for answer in answers] == list(range(TASKS))
+        answers = worker.gather(worker.send_all(task, [(n,) for n in range(tasks)]))
+        assert [answer.result[0] for answer in answers] == list(range(tasks))
     for alias in ("default", "kept", "pooled"):
-        answers = worker.gather(worker.send_all("orm", [(alias, n) for n in range(TASKS)]))
-        assert [answer.result[0] for answer in answers] == list(range(TASKS))
+        answers = worker.gather(worker.send_all("orm", [(alias, n) for n in range(tasks)]))
+        assert [answer.result[0] for answer in answers] == list(range(tasks))
     assert worker.idle("default") == 0
     assert worker.opened()["kept"] <= 2
     assert worker.opened()["pooled"] <= processes * MAX_SIZE
