@@ -23,6 +23,7 @@ from .._core.lanes import Care
 from .._core.lifetime import CLOSED, CLOSING, OPEN, Exit
 from .._core.observer import logger
 from .._core.unit import here
+from .._loop import green
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -192,7 +193,10 @@ def tidy(connection: Any) -> None:
     if connection.connection is None or connection.in_atomic_block:
         return
     if connection._thread_ident == get_ident():
-        connection.close_if_unusable_or_obsolete()
+        if green() is None:
+            connection.close_if_unusable_or_obsolete()
+        else:  # this greenlet ends with its task, and the next one would not find it
+            connection.close()
         return
     # Of another thread, by a body that ends elsewhere than it began. Not while that one uses it.
     if is_active(connection):

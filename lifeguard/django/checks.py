@@ -506,34 +506,6 @@ def check_middleware() -> Iterator[checks.CheckMessage]:
         )
 
 
-# -- Celery ---------------------------------------------------------------------------------------
-
-
-@_check
-def check_celery() -> Iterator[checks.CheckMessage]:
-    """W006: Celery's fixup closes the native pool after each task."""
-    pooled = [a for a, database in _databases() if _pool(database) and _is_postgres(database)]
-    version = _version("celery")
-    if not pooled or version is None or version < (5, 6) or not _uses_celery():
-        return
-    yield _warning(
-        "W006",
-        f"Celery's prefork workers close the native pool of DATABASES[{pooled[0]!r}] after every "
-        "task and build it anew for the next: min_size connections for each.",
-        "Give the Celery workers settings without OPTIONS['pool'] (celery#10554).",
-    )
-
-
-def _uses_celery() -> bool:
-    """Not only installed: the project has a Celery app, or an app that is about Celery."""
-    home = package(settings)
-    return (
-        "celery" in sys.modules
-        or any(str(app).startswith("django_celery") for app in settings.INSTALLED_APPS)
-        or bool(home and _source(f"{home}.celery"))
-    )
-
-
 # -- versions -------------------------------------------------------------------------------------
 
 

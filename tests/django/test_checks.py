@@ -692,7 +692,7 @@ def test_sync_only_middleware_under_wsgi_is_as_it_should_be(views: Project) -> N
     assert views.ask({"wsgi": case})["found"]["wsgi"] == []
 
 
-# -- Celery, versions -----------------------------------------------------------------------------
+# -- versions -------------------------------------------------------------------------------------
 
 
 def fake(folder: Path, **versions: str) -> str:
@@ -703,27 +703,6 @@ def fake(folder: Path, **versions: str) -> str:
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     return str(folder)
-
-
-def test_celery_and_the_native_pool(project: Project, tmp_path: Path) -> None:
-    """W006 where the project uses Celery; Celery that is only installed is no reason."""
-    project.wrap("asgi")
-    pool = {"DATABASES": {"default": pg_database(OPTIONS=POOL)}}
-    assert project.ask({"installed": pool})["found"]["installed"] == []
-
-    project.write("shop/celery.py", "import celery\napp = celery.Celery('shop')\n")
-    cases = {"used": pool, "no pool": {"DATABASES": {"default": pg_database(CONN_MAX_AGE=60)}}}
-    answer = project.ask(cases)
-    assert ids(answer["found"]["used"]) == ["W006"]
-    assert (
-        "close the native pool of DATABASES['default'] after every task"
-        in (answer["found"]["used"][0]["msg"])
-    )
-    assert answer["found"]["no pool"] == []
-    assert "celery" not in answer["loaded"]
-
-    older = f"{fake(tmp_path / 'old', celery='5.5.3')}:{project.folder}:{ROOT}"
-    assert project.ask({"used": pool}, env={"PYTHONPATH": older})["found"]["used"] == []
 
 
 OLD = {"Django": "5.0.1", "asgiref": "3.9.0", "granian": "1.4.4", "psycopg_pool": "3.2.6"}
