@@ -177,7 +177,7 @@ def test_smoke(pool: str, start: Workers) -> None:
 @pytest.fixture(scope="module")
 def bare(start_shared: Workers) -> Row:
     """Four prefork children without lifeguard, through every column but that which breaks them."""
-    row = Row(start_shared("connections", bare=True), tasks=120)
+    row = Row(start_shared("connections", bare=True), tasks=60)
     row.fill(*(column for column in COLUMNS if column != "import"))
     row.worker.stop()
     return row

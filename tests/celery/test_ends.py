@@ -144,19 +144,24 @@ class Shared:
     def __init__(self, start: Workers) -> None:
         self.start = start
         self.workers: dict[str, CeleryWorker] = {}
-        self.told: list[CeleryWorker] = []
+        self.last: dict[str, str] = {}
+        """The task that each of them ends with."""
         self.killed: dict[str, set[int]] = {}
         """Processes that had no chance to close anything."""
 
     def end(self) -> None:
-        """Tell all of them to end, once, so that they do it at the same time."""
-        for worker in self.workers.values():
-            if worker not in self.told and worker.popen.poll() is None:
-                worker.send_signal(signal.SIGTERM)
-                self.told.append(worker)
+        """Tell all of them to end, once, so that they do it at the same time. Busy they are, but
+        prefork, which is busy when others tell it."""
+        for pool, worker in self.workers.items():
+            if pool in self.last or worker.popen.poll() is not None:
+                continue
+            self.last[pool] = "" if pool == "prefork" else busy(worker)[0]
+            worker.send_signal(signal.SIGTERM)
+            worker.wait_until(lambda: WARM in worker.said(), WARM)
+            worker.open_gate(self.last[pool] or "none")
 
     def __call__(self, pool: str) -> CeleryWorker:
-        if pool not in self.workers or self.workers[pool].popen.poll() is not None:
+        if pool not in self.workers:
             self.workers[pool] = self.start("ends", pool=pool, concurrency=2)
             self.killed[pool] = set()
         return self.workers[pool]
@@ -313,19 +318,22 @@ def test_a_child_is_killed(how: str, shared: Shared) -> None:
 # -- ways a worker ends ---------------------------------------------------------------------------
 
 
+WARM, CANCEL = "Warm shutdown", "Hitting Ctrl+C again will terminate"
+
+
 @pytest.mark.celery
 @pytest.mark.parametrize("pool", POOLS)
-def test_sigterm_idle(pool: str, shared: Shared) -> None:
-    """A worker that has nothing to do, and whose children have ended in all those ways before."""
-    if pool not in shared.workers:
-        assert shared(pool).run("work", "success").ok
-    shared.end()
-    worker = shared.workers[pool]
+def test_sigterm(pool: str, shared: Shared) -> None:
+    """The usual end of a deployment, after all that has happened before: a worker of prefork that
+    has nothing to do, and of the other pools one that has."""
+    worker = shared(pool)
+    if pool not in shared.last:
+        assert worker.run("work", "success").ok
+        shared.end()
     assert worker.wait() == 0
+    if shared.last[pool]:
+        over(worker, shared.last[pool])
     gone(worker, frozenset(shared.killed[pool]))
-
-
-WARM, CANCEL = "Warm shutdown", "Hitting Ctrl+C again will terminate"
 
 
 @dataclass(frozen=True)
@@ -353,11 +361,8 @@ ENDS = [
     End("SIGINT twice", "prefork", ((INT, WARM), (INT, CANCEL))),
     End("SIGTERM is SIGQUIT", "prefork", ((TERM, CANCEL),), env=(("REMAP_SIGTERM", "SIGQUIT"),)),
     End("SIGTERM to the group", "prefork", ((TERM, WARM),), to_group=True),
-    End("SIGTERM", "threads", ((TERM, WARM),), **PATIENT),
     End("SIGQUIT", "threads", ((QUIT, CANCEL),), waits=True),
-    End("SIGTERM", "solo", ((TERM, WARM),), **PATIENT),
     End("SIGQUIT", "solo", ((QUIT, CANCEL),)),
-    End("SIGTERM", "gevent", ((TERM, WARM),), **PATIENT),
     End("SIGQUIT", "gevent", ((QUIT, CANCEL),)),
 ]
 
@@ -404,25 +409,34 @@ def test_a_task_ends_its_worker(pool: str, how: str, start: Workers) -> None:
     gone(worker)
 
 
+RECYCLED = {
+    "success": "--max-tasks-per-child 2",
+    "hog": "--max-memory-per-child 120000",
+}
+
+
 @pytest.mark.celery
-@pytest.mark.parametrize(
-    ("options", "how", "tasks"),
-    [("--max-tasks-per-child 3", "success", 9), ("--max-memory-per-child 120000", "hog", 3)],
-    ids=["max-tasks-per-child", "max-memory-per-child"],
-)
-def test_children_are_replaced(options: str, how: str, tasks: int, start: Workers) -> None:
-    """Each child closes what it had, and its successor opens its own."""
-    worker = start("ends", concurrency=1, options=options)
-    names = [f"{how} {next(_names)}" for _ in range(tasks)]
-    answers = worker.gather(worker.send_all("work", [(how, name) for name in names]))
-    assert all(answer.ok for answer in answers)
-    for name in names:
-        over(worker, name)
-    assert list(worker.log.per_pid("start").values()) == [tasks // 3] * 3
-    worker.wait_until(lambda: worker.log.count("close") == 6, "the third child's end")
-    ended_well(worker)
-    assert worker.stop() == 0
-    gone(worker)
+def test_children_are_replaced(start: Workers) -> None:
+    """``max-tasks-per-child`` and ``max-memory-per-child``: each child closes what it had, and its
+    successor opens its own. (Two workers at the same time: Celery looks every five seconds.)"""
+    workers = {how: start("ends", concurrency=1, options=RECYCLED[how]) for how in RECYCLED}
+    names = {how: [f"{how} {next(_names)}" for _ in range(4)] for how in RECYCLED}
+    names["hog"] = names["hog"][:2]
+    sent = {
+        how: worker.send_all("work", [(how, name) for name in names[how]])
+        for how, worker in workers.items()
+    }
+    for how, worker in workers.items():
+        assert all(answer.ok for answer in worker.gather(sent[how]))
+        for name in names[how]:
+            over(worker, name)
+        assert list(worker.log.per_pid("start").values()) == [len(names[how]) // 2] * 2
+        worker.wait_until(lambda: worker.log.count("close") == 4, "the second child's end")
+        ended_well(worker)
+        worker.send_signal(signal.SIGTERM)
+    for worker in workers.values():
+        assert worker.wait() == 0
+        gone(worker)
 
 
 @pytest.mark.celery
@@ -445,15 +459,14 @@ def test_the_parent_is_killed(start: Workers) -> None:
 def test_bare(start: Workers) -> None:
     """What people use for it: ``after_return`` is not called for a retry, Reject, Ignore and
     SystemExit, and ``atexit`` never runs in a prefork child."""
-    worker = start("ends", bare=True, concurrency=1)
-    seen: dict[str, list[str]] = {}
-    for how in ("success", "failure", "retry", "Reject", "Ignore", "SystemExit"):
+    worker = start("ends", bare=True, concurrency=2)
+    ways = ("success", "failure", "retry", "Reject", "Ignore", "SystemExit")
+    for how in ways:
         worker.send("work", how, how)
         executions = 2 if how == "retry" else 1
         worker.wait_until(lambda: worker_has_ended(worker, how, executions), how)
-    assert worker.run("work", "success", "last").ok  # so what came before is over
-    for how in ("success", "failure", "retry", "Reject", "Ignore", "SystemExit"):
-        seen[how] = [run.events[-1] for run in runs(worker, how)]
+    worker.stop()
+    seen = {how: [run.events[-1] for run in runs(worker, how)] for how in ways}
     assert seen == {
         "success": ["callback"],
         "failure": ["callback"],
@@ -462,7 +475,6 @@ def test_bare(start: Workers) -> None:
         "Ignore": ["finally"],
         "SystemExit": ["finally"],
     }
-    worker.stop()
     assert worker.log.read("close") == []
     assert worker.unclean() != []
 
