@@ -138,7 +138,7 @@ def test_nothing_is_left(connection: str, method: str, runs: Callable[[str, str]
 
 @pytest.mark.parametrize("kind", ["django", "native", "engine"])
 def test_bare_they_are_not(kind: str, start: Start, pg: Postgres) -> None:
-    """The same without lifeguard: answers of others, errors, or none at all."""
+    """The same without lifeguard: answers of others, or errors."""
     program = start("-c", CODE, METHOD="fork", WAYS="executor", KINDS=kind, APP_BARE="1")
-    right, wrong, failed = outcome(program, seconds=6)
-    assert right < 110, f"{right} right, {wrong} wrong, {failed} failed: {program.said()}"
+    right, wrong, failed = outcome(program, seconds=20)
+    assert wrong + failed > 0, f"{right} right: {program.said()}"

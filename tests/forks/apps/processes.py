@@ -193,6 +193,9 @@ def main() -> None:
         multiprocessing.set_forkserver_preload([__name__])
     questions = [(kind, number) for number in range(COUNT) for kind in KINDS]
     with opened():
+        if "engine" in KINDS:
+            with engine.connect(), engine.connect():
+                pass  # so that one is idle while another is in use
         for way in os.environ["WAYS"].split(","):
             with contextlib.ExitStack() as stack:
                 asks = {kind: stack.enter_context(cursor_of(kind)) for kind in KINDS}
