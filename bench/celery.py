@@ -238,14 +238,14 @@ def queries(group: Group, plan: Plan, way: str, dsn: str) -> None:
 
     starts = {CONNECT: connecting, POOL: guarded, ONE_LOOP: staying, SYNC_POOL: sync}
     variants = [Variant(named(name), start) for name, start in starts.items()]
-    samples = in_us(
-        interleave(variants, rounds=max(1, plan.rounds // 4), inner=4 if plan.quick else 10)
-    )
+    samples = in_us(interleave(variants, rounds=max(1, plan.rounds // 2), inner=3))
     group.add(samples)
     ours = samples[named(POOL)].minimum
     group.target(named(POOL), "a call", ours, 250, "us")
     ratio = divide(ours, samples[named(CONNECT)].minimum)
     group.target(named(POOL), "/ asyncio.run + connect", ratio, 0.1 if way == "tcp" else 0.25)
+    ratio = divide(ours, samples[named(ONE_LOOP)].minimum)
+    group.target(named(POOL), "/ a loop that stays", ratio, 1.5)
 
 
 # -- Django's connections around a task -----------------------------------------------------------
