@@ -16,6 +16,7 @@ import dramatiq
 from dramatiq import asyncio as dramatiq_asyncio
 
 from ._loop import end_worker, green, loop_thread
+from ._wrap import as_resources, guard_of
 from .threads import is_task, make_task
 
 if TYPE_CHECKING:
@@ -43,10 +44,8 @@ class Middleware(dramatiq.Middleware):
     """
 
     def __init__(self, *, resources: Iterable[object] = (), guard: Lifeguard | None = None) -> None:
-        from . import _default
-
-        self.guard: Lifeguard = _default if guard is None else guard
-        for obj in resources:
+        self.guard: Lifeguard = guard_of(guard)
+        for obj in as_resources(resources):
             self.guard.define(self.guard.adopt(obj))
 
     # It is sent for the actors that were there before this middleware, too.

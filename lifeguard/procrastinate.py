@@ -11,6 +11,7 @@ import functools
 
 from procrastinate import App
 
+from ._wrap import as_resources, guard_of
 from .threads import is_task
 
 TYPE_CHECKING = False
@@ -44,11 +45,8 @@ def install(app: App, *, resources: Iterable[object] = (), guard: Lifeguard | No
             "procrastinate.contrib.django, set PROCRASTINATE_ON_APP_READY = "
             '"lifeguard.procrastinate.install"'
         )
-    if guard is None:
-        from . import _default
-
-        guard = _default
-    _install(app, guard, [guard.adopt(obj) for obj in resources])
+    guard = guard_of(guard)
+    _install(app, guard, [guard.adopt(obj) for obj in as_resources(resources)])
 
 
 def _install(app: App, guard: Lifeguard, opened: list[Resource[Any]]) -> None:

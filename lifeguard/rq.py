@@ -20,6 +20,7 @@ import rq
 from ._core import ends
 from ._core.lifetime import is_async
 from ._loop import begin_worker, end_worker, green, loop_thread
+from ._wrap import guard_of
 from .threads import is_task, make_task, run_job
 
 if TYPE_CHECKING:
@@ -90,10 +91,7 @@ class WorkerMixin(_Base):
         super().teardown()  # type: ignore[no-untyped-call]
 
     def _guard(self) -> Lifeguard:
-        from . import _default
-
-        guard: Lifeguard = _default if self.guard is None else self.guard
-        return guard
+        return guard_of(self.guard)
 
 
 def _run(guard: Lifeguard, func: Any, args: Any, kwargs: Any) -> Any:

@@ -12,6 +12,7 @@ import sys
 from taskiq import TaskiqEvents, TaskiqMiddleware
 
 from ._core.shield import shielded
+from ._wrap import as_resources, guard_of
 from .threads import is_task
 
 TYPE_CHECKING = False
@@ -41,12 +42,8 @@ class Middleware(TaskiqMiddleware):
 
     def __init__(self, *, resources: Iterable[object] = (), guard: Lifeguard | None = None) -> None:
         super().__init__()
-        if guard is None:
-            from . import _default
-
-            guard = _default
-        self._guard = guard
-        self._resources = [guard.adopt(obj) for obj in resources]
+        self._guard = guard_of(guard)
+        self._resources = [self._guard.adopt(obj) for obj in as_resources(resources)]
         self._worker: Worker | None = None
 
     def set_broker(self, broker: AsyncBroker) -> None:
