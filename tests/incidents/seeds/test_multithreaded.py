@@ -104,8 +104,10 @@ def runs(db: Database, tmp_path: Path) -> Iterator[Runs]:
 def test_seed_multithreaded(runs: Runs, django: str | None) -> None:
     """Bare, the database is full after two dozen runs: four threads at a time, a hundred
     connections. Guarded (``lifeguard.django`` in INSTALLED_APPS, no other line), 500 runs have four
-    connections; and so they have with lifeguard's executor in place of the standard one. (Sixty runs
-    are enough to see it: bare, they need 240 connections. 500 are asked of one Django.)"""
+    connections; and so they have with lifeguard's executor in place of the standard one.
+
+    (Sixty runs are enough to see it: bare, they need 240. One of the Djangos is asked for 500.)
+    """
     bare = runs.start(guarded=False, django=django).end()
     assert any(words in bare["error"] for words in FULL), bare
     assert SLOTS // THREADS - 5 <= bare["batches"] <= SLOTS // THREADS
