@@ -20,7 +20,6 @@ import pytest
 
 from lifeguard.testing import Postgres
 from tests.forks.conftest import ROOT, Start
-from tests.forks.test_answers import outcome
 from tests.support.eventlog import ENV, Event, EventLog
 
 KINDS = ("django", "native", "pool", "connection", "engine")
@@ -140,5 +139,10 @@ def test_nothing_is_left(connection: str, method: str, runs: Callable[[str, str]
 def test_bare_they_are_not(kind: str, start: Start, pg: Postgres) -> None:
     """The same without lifeguard: answers of others, or errors."""
     program = start("-c", CODE, METHOD="fork", WAYS="executor", KINDS=kind, APP_BARE="1")
-    right, wrong, failed = outcome(program, seconds=20)
-    assert wrong + failed > 0, f"{right} right: {program.said()}"
+
+    def is_wrong(events: list[Event]) -> bool:
+        return any(event.event == "failed" or not event["right"] for event in events)
+
+    events = program.log.wait(is_wrong, "answer", "failed", timeout=20)
+    program.kill()  # no need to see how wrong
+    assert is_wrong(events), f"{len(events)} right: {program.said()}"
