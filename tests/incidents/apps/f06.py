@@ -8,7 +8,7 @@ import threading
 from tests.incidents.apps import log
 from tests.incidents.apps.django_site import configure
 
-configure(__name__, OPTIONS={"pool": {"min_size": 1, "max_size": 4, "timeout": 1}})
+configure(__name__, OPTIONS={"pool": {"min_size": 1, "max_size": 4, "timeout": 2}})
 urlpatterns: list[object] = []
 
 from django.db import connection  # noqa: E402

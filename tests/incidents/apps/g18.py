@@ -18,7 +18,7 @@ THREADS = 3
 NAME = f"{conninfo_to_dict(DSN)['application_name']}{'guarded' if GUARDED else 'bare'}"
 
 engine = create_engine(
-    URL, pool_size=2, max_overflow=0, pool_timeout=1, connect_args={"application_name": NAME}
+    URL, pool_size=2, max_overflow=0, pool_timeout=2, connect_args={"application_name": NAME}
 )
 broker = RedisBroker(url=REDIS)
 dramatiq.set_broker(broker)
