@@ -145,4 +145,5 @@ def test_bare_they_are_not(kind: str, start: Start, pg: Postgres) -> None:
 
     events = program.log.wait(is_wrong, "answer", "failed", timeout=20)
     program.kill()  # no need to see how wrong
-    assert is_wrong(events), f"{len(events)} right: {program.said()}"
+    hung = len(events) < 110  # each waits for an answer that another one has got
+    assert is_wrong(events) or hung, program.said()
