@@ -26,6 +26,7 @@ Decorator = Callable[[Any], Any]
 def own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Celery makes every task one of all apps that come later: here only until the test's end."""
     monkeypatch.setattr(_state, "_on_app_finalizers", set(_state._on_app_finalizers))
+    monkeypatch.setattr(_state._tls, "current_app", None)
 
 
 @pytest.fixture
@@ -78,6 +79,7 @@ def test_the_decorators_in_the_wrong_order(
     """``@lifeguard.task`` above ``@app.task`` gets a task and not a function. What it made of
     that would run, and be no task any more."""
     name = f"shop.{func.__name__}"
+    app.set_current()  # for what is shared
     if how == "shared_task":
         task = shared_task(name=name)(func)
     else:

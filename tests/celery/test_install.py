@@ -33,6 +33,7 @@ def guard() -> Iterator[Lifeguard]:
 def own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Celery makes every task one of all apps that come later: here only until the test's end."""
     monkeypatch.setattr(_state, "_on_app_finalizers", set(_state._on_app_finalizers))
+    monkeypatch.setattr(_state._tls, "current_app", None)
 
 
 @pytest.fixture

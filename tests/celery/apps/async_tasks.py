@@ -126,6 +126,7 @@ async def retry(self: Any, times: int) -> int:
     await question(1)
     if self.request.retries < times:
         raise self.retry(countdown=0, exc=ValueError("too often"))
+    log.write("retried", id=self.request.id, retries=self.request.retries)
     return int(self.request.retries)
 
 
