@@ -15,7 +15,7 @@ DATABASES = {
     "default": database(
         os.environ["SEED_DSN"],
         CONN_MAX_AGE=0 if POOLED else int(os.environ["SEED_CONN_MAX_AGE"]),
-        OPTIONS={"pool": {"min_size": 1, "max_size": 4, "timeout": 1}} if POOLED else {},
+        OPTIONS={"pool": {"min_size": 1, "max_size": 4, "timeout": 3}} if POOLED else {},
     )
 }
 LOGGING_CONFIG = None
