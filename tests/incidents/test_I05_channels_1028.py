@@ -23,6 +23,8 @@ def test_incident_I05(sides: Sides, pg: Postgres) -> None:
     bare, guarded = sides.serve("daphne", "i05")
     for side, after in ((bare, ["refused"] * 3), (guarded, ["hello ann"] * 3)):
         assert hello(side, "secret") == "hello ann"
+        # With each message Channels closes what is old: with the last one before the next lookup.
+        assert side.log.wait_count("left", 1) == 1, side.said()
         assert hello(side, "guessed") == "refused"
         terminate(pg, side.log.read("looked up")[-1]["backend"])
         assert [hello(side, "secret") for _ in range(3)] == after, side.said()

@@ -46,6 +46,9 @@ class Hello(AsyncWebsocketConsumer):
         await self.accept()
         await self.send(f"hello {self.scope['user']}")
 
+    async def disconnect(self, code):
+        log.write("left")
+
 
 urlpatterns: list[object] = []
 app = make_app(
