@@ -286,8 +286,8 @@ _guarded_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 def guard_executor(executor: Any, guard: Guard | None = None) -> None:
     """Make the jobs of an executor that somebody else made units, from now on.
 
-    For thread pools that a library brings along. In the processes of a process pool nothing
-    changes. Raises :exc:`TypeError` for what is no executor.
+    For thread pools that a library brings along. Raises :exc:`TypeError` for what is no executor,
+    and for a process pool, whose jobs run where nothing of this can be seen.
 
     Example::
 
@@ -295,6 +295,12 @@ def guard_executor(executor: Any, guard: Guard | None = None) -> None:
     """
     if not isinstance(executor, concurrent.futures.Executor):
         raise TypeError(f"guard_executor() takes an executor, not {executor!r}")
+    processes = sys.modules.get("concurrent.futures.process")
+    if processes is not None and isinstance(executor, processes.ProcessPoolExecutor):
+        raise TypeError(
+            f"guard_executor() takes an executor of threads, not {executor!r}: decorate the "
+            "functions that are submitted to it with @lifeguard.task"
+        )
     from . import _default
 
     guard_jobs(guard or _default, executor, Job)

@@ -476,6 +476,14 @@ def test_only_an_executor_can_be_guarded(guard: Lifeguard) -> None:
         guard_executor(concurrent.futures.ThreadPoolExecutor, guard)
 
 
+def test_a_process_pool_is_told_what_to_do_instead(guard: Lifeguard) -> None:
+    """Its jobs would have to carry the guard over to another process."""
+    with concurrent.futures.ProcessPoolExecutor(1) as executor:
+        with pytest.raises(TypeError, match=r"decorate the functions that are submitted to it"):
+            guard_executor(executor, guard)
+        assert executor.submit(abs, -3).result(30) == 3
+
+
 def test_threads_that_come_while_the_worker_opens_wait_for_it(guard: Lifeguard) -> None:
     """Two tasks begin at once in a fresh process: both have the resource, which opened once."""
     opening, go_on = threading.Event(), threading.Event()
