@@ -136,14 +136,15 @@ def test_inner_threads_empty_the_native_pool(bare: Inner, pool: str, body: str) 
             assert seen.most >= 95 and seen.right < TASKS, seen
 
 
-def test_threads_that_live_on_keep_their_connections(bare: Inner, pool: str) -> None:
+def test_threads_that_live_on_keep_their_connections(bare: Inner) -> None:
     """asgiref's one thread, which ``asyncio.run(sync_to_async())`` comes to, and an executor of
     the module's. They are bounded, and stay for good."""
     with bare.swept():
-        seen = bare.run("run", "default")
-        assert seen.left >= (CHILDREN if pool == "prefork" else 1), seen
-        seen = bare.run("global_executor", "default")
-        assert seen.left >= INNER * (CHILDREN if pool == "prefork" else 1), seen
+        for body, in_each_child in (("run", 1), ("global_executor", INNER)):
+            left = bare.worker.idle("default")
+            seen = bare.run(body, "default")
+            assert seen.left == left + seen.opened
+            assert 1 <= seen.opened <= CHILDREN * in_each_child
 
 
 def test_the_native_pool_is_made_anew_for_each_task(bare: Inner, pool: str) -> None:
@@ -157,15 +158,16 @@ def test_the_native_pool_is_made_anew_for_each_task(bare: Inner, pool: str) -> N
 
 
 @pytest.mark.parametrize("body", BODIES)
-def test_inner_threads_leave_nothing(guarded: Inner, pool: str, body: str) -> None:
+def test_inner_threads_leave_nothing(guarded: Inner, body: str) -> None:
     """The same tasks: all answers, never more connections than threads, none of them left.
 
     But for an executor that the module keeps: its threads live on, with a connection each. That
     takes ``LIFEGUARD["EXECUTORS"]``, below.
     """
-    keeps = INNER * (CHILDREN if pool == "prefork" else 1) if body == "global_executor" else 0
-    seen = guarded.run(body, "default", left=keeps)
-    assert (seen.right, seen.errors, seen.left) == (TASKS, set(), keeps)
+    keeps = body == "global_executor"
+    seen = guarded.run(body, "default", left=None if keeps else 0)
+    assert (seen.right, seen.errors) == (TASKS, set())
+    assert seen.left == (seen.opened if keeps else 0)
     assert seen.most <= CHILDREN * INNER
 
 
