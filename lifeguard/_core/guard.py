@@ -330,7 +330,7 @@ class Guard:
         While it opens, everybody waits, but for what the opening itself calls.
         """
         worker = self._worker
-        if worker.serving or worker.state is CLOSING or self._opens.get():
+        if worker.serving or worker.state is CLOSING or self._is_opening_here(worker):
             return worker
         loop = running_loop()
         if worker.state is OPENING:
@@ -346,9 +346,12 @@ class Guard:
     async def aworker_for_unit(self) -> Worker:
         """The same for a unit that begins on an event loop."""
         worker = self._worker
-        if worker.serving or worker.state is CLOSING or self._opens.get():
+        if worker.serving or worker.state is CLOSING or self._is_opening_here(worker):
             return worker
         return await shielded(self._aacquire_for_unit)
+
+    def _is_opening_here(self, worker: Worker) -> bool:
+        return worker.state is OPENING and self._opens.get()
 
     async def _aacquire_for_unit(self) -> Worker:
         return await self.aacquire(hold=False)
