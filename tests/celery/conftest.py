@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery, _state
 
+from lifeguard import Lifeguard
 from lifeguard.testing import Postgres
 from tests.celery.worker import Workers, logging_postgres
 from tests.support.redis import redis
@@ -77,3 +79,28 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             for worker in getattr(workers, "started", [])[-4:]:
                 report.sections.append((f"log of {worker.name}", worker.tail()))
     return report
+
+
+# -- in process -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Celery makes every task one of all apps that come later: here only until the test's end."""
+    monkeypatch.setattr(_state, "_on_app_finalizers", set(_state._on_app_finalizers))
+    monkeypatch.setattr(_state._tls, "current_app", None)
+
+
+@pytest.fixture
+def guard() -> Iterator[Lifeguard]:
+    guard = Lifeguard(grace=2, handle_sigterm=False)
+    yield guard
+    guard._worker.end()
+
+
+@pytest.fixture
+def app() -> Iterator[Celery]:
+    app = Celery("shop", broker="memory://", backend="cache+memory://", set_as_current=False)
+    app.conf.task_always_eager = True
+    yield app
+    app.close()

@@ -11,37 +11,17 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-from celery import Celery, Task, _state, shared_task
+from celery import Celery, Task, shared_task
 
 import lifeguard.celery
 from lifeguard import Lifeguard, LifeguardError
 from tests.celery.worker import Workers
 
+pytestmark = pytest.mark.usefixtures("own_tasks")
+
 HERE = re.escape(__file__)
 
 Decorator = Callable[[Any], Any]
-
-
-@pytest.fixture(autouse=True)
-def own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Celery makes every task one of all apps that come later: here only until the test's end."""
-    monkeypatch.setattr(_state, "_on_app_finalizers", set(_state._on_app_finalizers))
-    monkeypatch.setattr(_state._tls, "current_app", None)
-
-
-@pytest.fixture
-def guard() -> Iterator[Lifeguard]:
-    guard = Lifeguard(grace=2, handle_sigterm=False)
-    yield guard
-    guard._worker.end()
-
-
-@pytest.fixture
-def app() -> Iterator[Celery]:
-    app = Celery("shop", broker="memory://", backend="cache+memory://", set_as_current=False)
-    app.conf.task_always_eager = True
-    yield app
-    app.close()
 
 
 @pytest.fixture(params=["lifeguard.task", "lifeguard.celery.task"])

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from celery import Celery, Task, _state, chain, chord, group, shared_task
+from celery import Celery, Task, chain, chord, group, shared_task
 from celery.app.trace import build_tracer
 from celery.canvas import Signature
 
@@ -21,27 +21,7 @@ import lifeguard.celery
 from lifeguard import Lifeguard
 from lifeguard.testing import Postgres
 
-
-@pytest.fixture
-def guard() -> Iterator[Lifeguard]:
-    guard = Lifeguard(grace=2, handle_sigterm=False)
-    yield guard
-    guard._worker.end()
-
-
-@pytest.fixture(autouse=True)
-def own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Celery makes every task one of all apps that come later: here only until the test's end."""
-    monkeypatch.setattr(_state, "_on_app_finalizers", set(_state._on_app_finalizers))
-    monkeypatch.setattr(_state._tls, "current_app", None)
-
-
-@pytest.fixture
-def app() -> Iterator[Celery]:
-    app = Celery("shop", broker="memory://", backend="cache+memory://", set_as_current=False)
-    app.conf.task_always_eager = True
-    yield app
-    app.close()
+pytestmark = pytest.mark.usefixtures("own_tasks")
 
 
 @dataclass
