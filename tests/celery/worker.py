@@ -27,6 +27,7 @@ from celery.result import AsyncResult
 
 from lifeguard.testing import Postgres, postgres
 from tests.celery.config import settings
+from tests.support.celery import close
 from tests.support.eventlog import ENV, EventLog
 from tests.support.overlay import overlay
 
@@ -231,7 +232,7 @@ class CeleryWorker:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
             self._popen.wait()
-        self.client.close()
+        close(self.client)
 
     def said(self) -> str:
         """What it wrote to stdout and stderr so far."""

@@ -10,6 +10,7 @@ from celery import Celery
 from celery.result import AsyncResult
 
 from tests.incidents.serving import Process
+from tests.support.celery import close
 
 ANSWER_WITHIN = 30.0
 
@@ -17,8 +18,11 @@ ANSWER_WITHIN = 30.0
 @contextlib.contextmanager
 def client(process: Process) -> Iterator[Celery]:
     """To send tasks to *process*, whose own app this test does not import."""
-    with Celery("client", broker=process.redis, backend=process.redis, set_as_current=False) as app:
+    app = Celery("client", broker=process.redis, backend=process.redis, set_as_current=False)
+    try:
         yield app
+    finally:
+        close(app)
 
 
 def outcome(result: AsyncResult[Any]) -> Any:
@@ -31,6 +35,4 @@ def run(process: Process, task: str, times: int = 1) -> list[Any]:
     """What became of *times* tasks, all of them sent at once."""
     with client(process) as app:
         results = [app.send_task(task) for _ in range(times)]
-        outcomes = [outcome(result) for result in results]
-        results.clear()  # they say goodbye to the broker, through the connection of app
-        return outcomes
+        return [outcome(result) for result in results]
