@@ -62,7 +62,7 @@ _DEMO_NEEDS = ("httpx", "psycopg", "psycopg_pool", "starlette", "uvicorn", "guni
     ),
     epilog=(
         "[bold]Examples[/bold]\n\n"
-        "lifeguard demo                                 everything, about a minute\n\n"
+        "lifeguard demo                                 everything, a bit over a minute\n\n"
         "lifeguard demo -s fork -s wsgi                 some of it\n\n"
         "lifeguard demo -s workers --seconds 20         take more time\n\n"
         "lifeguard demo --json --no-html > run.json     figures for a script\n\n"
