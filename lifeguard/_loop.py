@@ -35,8 +35,7 @@ LOOK = 0.1
 
 def begin_worker(guard: Guard) -> None:
     """This process works for a task queue: what is async in it may open, on a loop of its own."""
-    name = green()
-    guard.home = loop_thread(guard) if name is None else _NoHome(guard, name)
+    guard.home = loop_thread(guard)
 
 
 def end_worker(guard: Guard) -> None:
@@ -62,28 +61,22 @@ def green() -> str | None:
     return None
 
 
+def _refuse_green(what: str) -> None:
+    name = green()
+    if name is not None:
+        raise LifeguardError(
+            f"{what} is async and cannot run under {name}, which replaces the threads that an "
+            "event loop needs: work in threads or processes instead (for Celery: --pool threads "
+            "or prefork), or make it a sync one"
+        )
+
+
 def loop_thread(guard: Guard) -> LoopThread:
     """The loop of *guard* in this process. Nothing is started before it is used."""
     found = _threads.get(guard.key)
     if found is None:
         found = _threads.setdefault(guard.key, LoopThread(guard))
     return found
-
-
-class _NoHome:
-    """Where async resources cannot open."""
-
-    def __init__(self, guard: Guard, name: str) -> None:
-        self.guard = guard
-        self.name = name
-
-    def worker(self) -> Worker:
-        first = next(resource for resource in self.guard._defined if resource.awaits)
-        raise LifeguardError(
-            f"{first} is async and cannot open under {self.name}, which replaces the threads that "
-            "an event loop needs: work in threads or processes instead (for Celery: --pool threads "
-            "or prefork), or make the resource a sync one"
-        )
 
 
 class LoopThread:
@@ -96,11 +89,12 @@ class LoopThread:
         self._lock = allocate_lock()
         self._jobs: set[_Job] = set()
         self._stop: asyncio.Event
-        self._is_ending = False
         fork.watch(self)
 
     def worker(self) -> Worker:
         """The guard's worker, opened on this loop if it is not open."""
+        if self.loop is None:
+            _refuse_green(next((str(each) for each in self.guard._defined if each.awaits), "this"))
         worker: Worker = self._call(self.guard.aacquire, (), {"hold": False})
         ends.register(self)  # after the worker, so that this ends first
         if worker.loop is not self.loop and any(each.awaits for each in worker.values):
@@ -125,6 +119,8 @@ class LoopThread:
                 f"{describe(func)} would block the event loop that runs in this thread: await the "
                 "async function itself, or send it to a worker"
             )
+        if self.loop is None:
+            _refuse_green(describe(func))
         worker = self.guard._worker
         if not worker.serving or worker.loop is not self.loop or self.loop is None:
             self.worker()
@@ -161,10 +157,6 @@ class LoopThread:
             return loop
         with self._lock:
             if self.loop is None:
-                if self._is_ending:
-                    raise LifeguardError(
-                        "this process is ending, and starts no event loop any more"
-                    )
                 started = threading.Event()
                 thread = threading.Thread(
                     target=self._main, args=(started,), name="lifeguard loop", daemon=True
@@ -196,7 +188,6 @@ class LoopThread:
         loop, thread = self.loop, self._thread
         if loop is None or thread is None or thread is threading.current_thread():
             return
-        self._is_ending = True
         running = list(self._jobs)
         for job in running:
             loop.call_soon_threadsafe(job.cancel)
@@ -207,7 +198,6 @@ class LoopThread:
         self.loop = self._thread = None
         loop.call_soon_threadsafe(self._stop.set)
         thread.join(max(self.guard.grace, LOOK))
-        self._is_ending = False
 
     def after_fork(self) -> None:
         """In a forked child: the thread does not run here."""
@@ -215,7 +205,6 @@ class LoopThread:
         self.loop = self._thread = None
         self._lock = allocate_lock()  # it may have been held
         self._jobs = set()
-        self._is_ending = False
 
 
 _threads: dict[str, LoopThread] = {}

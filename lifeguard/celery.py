@@ -19,11 +19,11 @@ from celery._state import _task_stack
 from celery.app.registry import TaskRegistry
 
 from ._core import ends
-from ._core.errors import LifeguardError, redact
-from ._core.lifetime import describe, is_async
+from ._core.errors import redact
+from ._core.lifetime import is_async
 from ._core.observer import logger
 from ._core.unit import plumbing
-from ._loop import begin_worker, end_worker, green, loop_thread
+from ._loop import begin_worker, end_worker, loop_thread
 from ._wrap import as_resources, guard_of
 from .threads import is_task, make_task, mark_task
 
@@ -156,7 +156,6 @@ def _task_on_loop(guard: Lifeguard, func: Any) -> Any:
 
     @functools.wraps(func)
     def lifeguard_task(*args: Any, **kwargs: Any) -> Any:
-        _refuse_green(func)
         current = _task_stack.top
         if current is None:
             return loop_thread(guard).run(on_loop, args, kwargs)
@@ -205,16 +204,6 @@ def _requests(task: Any) -> _Requests:
     return stack
 
 
-def _refuse_green(func: Any) -> None:
-    name = green()
-    if name is not None:
-        raise LifeguardError(
-            f"the async task {describe(func)} cannot run under {name}, which replaces the threads "
-            "that an event loop needs: start the worker with --pool threads or prefork, or make "
-            "the task a plain function"
-        )
-
-
 # -- the worker -----------------------------------------------------------------------------------
 
 _guards: dict[str, Lifeguard] = {}
@@ -242,7 +231,7 @@ def _on_worker(sender: Any, **_: Any) -> None:
             "Celery's pool %r is not one that lifeguard knows (%s): each task is a unit, and "
             "what is open closes at the end of the process, if Python sees that.",
             pool,
-            ", ".join(sorted({"prefork", "threads", "solo", "gevent", "eventlet"})),
+            "eventlet, gevent, prefork, solo, threads",
         )
     for task in list(sender.app.tasks.values()):
         _refuse_to_forget(task)

@@ -28,14 +28,14 @@ from ._core.errors import WrongProcessError
 from ._core.lifetime import CLOSED, OPEN, Call
 from ._core.resource import Adapter
 from ._core.shield import running_loop, shielded
-from ._core.unit import FULL_STACK, Borrow, Unit, plumbing
+from ._core.unit import FULL_STACK, Borrow, Unit, callers, plumbing
 from ._net import Net
 from ._psycopg_fork import let_connect, sever
 from ._psycopg_net import aspread, spread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
-    from types import CodeType, FrameType
+    from types import CodeType
 
     from ._core.guard import Guard
     from ._core.lifetime import Exit
@@ -495,7 +495,7 @@ def _reopening_sync(cls: Any) -> type:
         def getconn(self, timeout: float | None = None) -> Any:
             self.open()
             conn = cls.getconn(self, timeout)
-            conn._lifeguard.frames = _frames(_frame(1), FULL_STACK)  # not this frame
+            conn._lifeguard.frames = callers(_frame(1), FULL_STACK)  # not this frame
             return conn
 
     return Reopening
@@ -514,7 +514,7 @@ def _reopening_async(cls: Any) -> type:
         async def getconn(self, timeout: float | None = None) -> Any:
             await self.open()
             conn = await cls.getconn(self, timeout)
-            conn._lifeguard.frames = _frames(_frame(1), FULL_STACK)
+            conn._lifeguard.frames = callers(_frame(1), FULL_STACK)
             return conn
 
     return Reopening
@@ -536,12 +536,12 @@ def _lend(adapter: PoolAdapter, unit: Unit, conn: Any, borrow: Borrow) -> None:
         borrow.frames = (
             (frame.f_code, frame.f_lasti)
             if guard.two_callers
-            else _frames(frame, guard.depth(frame.f_code))
+            else callers(frame, guard.depth(frame.f_code))
         )
     elif guard.two_callers and (outer := frame.f_back) is not None:
         borrow.frames = (code, frame.f_lasti, outer.f_code, outer.f_lasti)
     else:
-        borrow.frames = _frames(frame, guard.depth(code))
+        borrow.frames = callers(frame, guard.depth(code))
     if adapter.is_async:
         borrow.task = _current_task(unit.worker.loop)
     if unit.state is not OPEN:
@@ -552,15 +552,6 @@ def _lend(adapter: PoolAdapter, unit: Unit, conn: Any, borrow: Borrow) -> None:
     borrow.thing = conn
     borrow.unit = unit
     unit.append(borrow)
-
-
-def _frames(frame: FrameType | None, depth: int) -> tuple[Any, ...]:
-    frames: list[Any] = []
-    while frame is not None and depth > 0:
-        frames += (frame.f_code, frame.f_lasti)
-        frame = frame.f_back
-        depth -= 1
-    return tuple(frames)
 
 
 if sys.version_info >= (3, 12):

@@ -22,7 +22,7 @@ from ._core import fork
 from ._core.lifetime import OPEN, Call
 from ._core.resource import Adapter
 from ._core.shield import current_task
-from ._core.unit import Borrow, Leak, plumbing
+from ._core.unit import Borrow, Leak, callers, plumbing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -170,7 +170,9 @@ class EngineAdapter(Adapter):
             unit = self.guard.unit_for_borrow()
         if unit is None:
             return
-        borrow.frames = self._frames(_outside(sys._getframe(1)))
+        caller = _outside(sys._getframe(1))
+        depth = 0 if caller is None else self.guard.depth(caller.f_code)
+        borrow.frames = callers(caller, depth)
         if self.is_async:
             borrow.task = current_task()
         # Not held: what nobody else holds, SQLAlchemy gives back by itself.
@@ -186,15 +188,6 @@ class EngineAdapter(Adapter):
         borrow, _ = (proxy.record_info or {}).get(_KEY, (None, 0))
         if borrow is not None and borrow.unit is not None:
             borrow.thing = borrow.thing[0], weakref.ref(conn)
-
-    def _frames(self, frame: FrameType | None) -> tuple[Any, ...]:
-        frames: list[Any] = []
-        depth = 0 if frame is None else self.guard.depth(frame.f_code)
-        while frame is not None and depth > 0:
-            frames += (frame.f_code, frame.f_lasti)
-            frame = frame.f_back
-            depth -= 1
-        return tuple(frames)
 
     def _returned(self, _: Any, record: ConnectionPoolEntry) -> None:
         borrow, disposals = (record.record_info or {}).get(_KEY, (None, self.disposals))

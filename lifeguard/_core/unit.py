@@ -28,7 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from contextvars import Token
-    from types import CodeType, TracebackType
+    from types import CodeType, FrameType, TracebackType
     from typing import Any, Protocol
 
     from .guard import Guard
@@ -111,6 +111,16 @@ class Borrow(Exit):
 
     def __str__(self) -> str:
         return f"return of a connection to pool {self.lender.name!r}"
+
+
+def callers(frame: FrameType | None, depth: int) -> tuple[Any, ...]:
+    """*frame* and who called it, as a borrow keeps them, at most *depth*."""
+    frames: list[Any] = []
+    while frame is not None and depth > 0:
+        frames += (frame.f_code, frame.f_lasti)
+        frame = frame.f_back
+        depth -= 1
+    return tuple(frames)
 
 
 class Leak:
