@@ -371,6 +371,31 @@ def test_a_fork_that_python_is_not_told_of(
     assert owner.told == 0
 
 
+def test_an_owner_that_comes_after_such_a_fork_is_not_told_of_it(
+    guard: Lifeguard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the child makes before its first worker opens (a pool, a loop) is its own. It would
+    forget that for the parent's, if it heard of the fork with those that were there before."""
+
+    class Owner:
+        told = 0
+
+        def after_fork(self) -> None:
+            self.told += 1
+
+    before = Owner()
+    fork.watch(before)
+    monkeypatch.setattr(os, "fork", ctypes.PyDLL(None).fork)
+
+    def child() -> list[int]:
+        mine = Owner()
+        fork.watch(mine)
+        guard.acquire()
+        return [before.told, mine.told]
+
+    assert in_fork(child) == [1, 0]
+
+
 def test_a_unit_of_the_parent_takes_nothing_in_a_child() -> None:
     """What a child registers would run nowhere, or in the wrong process: it is told so."""
     guard = Lifeguard(handle_sigterm=False)
