@@ -99,7 +99,8 @@ def check_closed_where_opened(worker: Worker) -> None:
 def test_what_a_job_does_not_give_back_is_back_with_its_end(run: Run) -> None:
     """Jobs that fail, are retried, or just forget, on the loop and in threads: after two of them
     the pool is empty for good. Guarded, each job gets its connection."""
-    bare = run([*KEEPERS, ("select", 1), ("select_sync", 2)], "--one-shot", bare=True)
+    selects: list[Job] = [("select", 1), ("select_sync", 2)]
+    bare = run([*KEEPERS, *selects], "--one-shot", bare=True, APP_KEPT=str(len(KEEPERS)))
     guarded = run([*KEEPERS, *SELECTS], "--one-shot", APP_MODE="install")
     assert guarded.wait() == 0
     assert sorted(event["n"] for event in guarded.events("answered")) == list(range(20))

@@ -58,7 +58,7 @@ def check_closed_where_opened(worker: Worker) -> None:
 def test_what_a_task_does_not_give_back_is_back_with_its_end(start: Workers) -> None:
     """Tasks that fail, run into their timeout, or just forget, on the loop and in threads: after
     two of them the pool is empty for good. Guarded, each task gets its connection."""
-    bare = taskiq(start, bare=True)
+    bare = taskiq(start, bare=True, APP_KEPT=str(len(KEEPERS)))
     guarded = taskiq(start, APP_MODE="middleware")
     for worker in (bare, guarded):
         send(start, worker, KEEPERS)
@@ -74,7 +74,7 @@ def test_what_a_task_does_not_give_back_is_back_with_its_end(start: Workers) -> 
     assert guarded.stop() == 0
     assert guarded.said().count("was not given back by the unit's end") == 6
     check_closed_where_opened(guarded)
-    bare.wait_for_output("PoolTimeout", 2)
+    bare.wait_for_output("psycopg_pool.PoolTimeout: couldn't get a connection", 2)
     assert bare.count("answered") == 0
 
 

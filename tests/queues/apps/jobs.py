@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -21,7 +22,8 @@ QUEUE = os.environ["APP_QUEUE"]
 POOLS = os.environ.get("APP_POOLS", "sync async").split()
 LOG = EventLog.from_env()
 SLOW_CLOSE = float(os.environ.get("APP_SLOW_CLOSE", "0"))
-TIMEOUT = 0.5 if BARE else 10.0  # of a borrow: the bare side waits for what does not come back
+TIMEOUT = 3.0 if BARE else 30.0  # of a borrow: the bare side waits for what does not come back
+KEPT = int(os.environ.get("APP_KEPT", "0"))  # jobs that do it right begin when so many are kept
 
 
 def where() -> dict[str, Any]:
@@ -121,6 +123,8 @@ else:
 async def select(n: int) -> int:
     """Ask for *n*, like a job that does it right."""
     unit_ended("ended", n=n)
+    while LOG.count("kept") < KEPT:
+        await asyncio.sleep(0.01)
     async with (await adb()).connection() as conn:
         row = await (await conn.execute("SELECT %s::int", [n])).fetchone()
     assert row is not None
@@ -130,6 +134,8 @@ async def select(n: int) -> int:
 
 def select_sync(n: int) -> int:
     unit_ended("ended", n=n)
+    while LOG.count("kept") < KEPT:
+        time.sleep(0.01)
     with db().connection() as conn:
         row = conn.execute("SELECT %s::int", [n]).fetchone()
     assert row is not None
