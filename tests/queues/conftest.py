@@ -28,6 +28,13 @@ def start(pg: Postgres, appname: str, broker: str, tmp_path: Path) -> Iterator[W
         worker.kill()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each wait of a worker has a limit of its own. The first test of an overlay installs it."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(300))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     report: pytest.TestReport = yield

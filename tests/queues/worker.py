@@ -16,7 +16,7 @@ from tests.support.overlay import overlay
 
 ROOT = Path(__file__).resolve().parents[2]
 
-END_WITHIN = 20.0
+END_WITHIN = 60.0
 
 
 @dataclass
@@ -46,14 +46,14 @@ class Worker:
         """The processes that wrote such an event."""
         return set(self.log.per_pid(name))
 
-    def wait_for_output(self, text: str, n: int = 1, timeout: float = 20.0) -> None:
+    def wait_for_output(self, text: str, n: int = 1, timeout: float = 60.0) -> None:
         """Wait until it has said *text* that often."""
         deadline = time.monotonic() + timeout
         while self.said().count(text) < n:
             assert time.monotonic() < deadline, f"{n} x {text!r} not said:\n{self.said()}"
             time.sleep(0.02)
 
-    def wait_for(self, name: str, n: int = 1, timeout: float = 20.0) -> list[Event]:
+    def wait_for(self, name: str, n: int = 1, timeout: float = 60.0) -> list[Event]:
         """The events of this name, once there are *n*. A worker that ends before that fails."""
         deadline = time.monotonic() + timeout
         while True:
