@@ -184,8 +184,10 @@ def test_a_coroutine_that_does_not_end_is_named(
     guard.grace = 0.2
     release = threading.Event()
 
+    class SoftLimit(Exception): ...  # not TimeoutError: asyncio passes over an OSError as it wakes
+
     def limit(*_: object) -> None:
-        raise TimeoutError
+        raise SoftLimit
 
     async def stubborn() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -197,13 +199,41 @@ def test_a_coroutine_that_does_not_end_is_named(
 
     before = signal.signal(signal.SIGUSR1, limit)
     try:
-        with pytest.raises(TimeoutError):
+        with pytest.raises(SoftLimit):
             home.run(guard.task(stubborn), (), {})
     finally:
         signal.signal(signal.SIGUSR1, before)
         release.set()
     assert "stubborn" in caplog.text
     assert "did not end within 0.2 seconds" in caplog.text
+
+
+def test_what_interrupts_before_the_coroutine_has_begun_goes_on_at_once(
+    guard: Lifeguard,
+    home: LoopThread,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A time limit that comes while the coroutine is handed over: there is no end to wait for,
+    and none is missed in the log. The next call runs."""
+
+    class SoftLimit(Exception): ...
+
+    def interrupted(*_: object) -> None:
+        monkeypatch.undo()
+        raise SoftLimit
+
+    async def work() -> int:
+        return 5
+
+    work = guard.task(work)
+    assert home.run(work, (), {}) == 5
+    guard.grace = 0.2
+    monkeypatch.setattr(home.loop, "call_soon_threadsafe", interrupted)
+    with pytest.raises(SoftLimit):
+        home.run(work, (), {})
+    assert caplog.text == ""
+    assert home.run(work, (), {}) == 5
 
 
 def test_it_refuses_to_block_a_running_loop(guard: Lifeguard, home: LoopThread) -> None:
@@ -323,3 +353,43 @@ def test_a_program_that_just_ends_closes(tmp_path: Any) -> None:
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=True
     )
     assert (result.stdout.split(), result.stderr) == (["open", "1", "close"], "")
+
+
+BUSY = """
+import asyncio, contextlib, threading, lifeguard
+from concurrent.futures import CancelledError
+from lifeguard._loop import loop_thread
+
+guard = lifeguard.Lifeguard(grace=2)
+running = threading.Event()
+
+@guard.resource
+async def db():
+    yield 1
+    print("close", flush=True)
+
+@guard.task
+async def work():
+    try:
+        running.set()
+        await asyncio.Event().wait()
+    finally:
+        await asyncio.sleep(0)
+        print("finally", db.get(), flush=True)
+
+def job():
+    with contextlib.suppress(CancelledError):
+        loop_thread(guard).run(work, (), {})
+
+threading.Thread(target=job, daemon=True).start()
+running.wait(20)
+"""
+
+
+def test_a_program_that_ends_in_the_middle_of_a_task_cancels_it_first() -> None:
+    """The coroutine's `finally` has its resource, and nobody waits for what would not end by
+    itself: no unit is given up on."""
+    result = subprocess.run(
+        [sys.executable, "-c", BUSY], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (result.stdout.split("\n")[:-1], result.stderr) == (["finally 1", "close"], "")

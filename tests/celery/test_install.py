@@ -111,6 +111,10 @@ def every_kind(app: Celery, guard: Lifeguard, notes: Notes, prefix: str) -> list
     async def asynchronous() -> None:
         notes.take()
 
+    @app.task(name=f"{prefix}.async autoretry", autoretry_for=(KeyError,))
+    async def async_autoretry() -> None:
+        notes.take()
+
     @app.task(name=f"{prefix}.async bound", bind=True)
     async def async_bound(self: Any) -> None:
         assert self.name == f"{prefix}.async bound"
@@ -132,6 +136,7 @@ def every_kind(app: Celery, guard: Lifeguard, notes: Notes, prefix: str) -> list
         decorated,
         celery_decorated,
         asynchronous,
+        async_autoretry,
         async_bound,
         async_decorated,
     ]
@@ -318,7 +323,7 @@ def test_a_report_names_the_task(
 
     @guard.resource
     def db() -> Iterator[ConnectionPool[Any]]:
-        with ConnectionPool(dsn, open=False, min_size=1, max_size=1, timeout=5) as pool:
+        with ConnectionPool(dsn, open=False, min_size=1, max_size=1, timeout=40) as pool:
             yield pool
 
     lifeguard.celery.install(app, guard=guard)

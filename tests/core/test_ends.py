@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lifeguard._core import ends
-from tests.core.helpers import Log, python, start
+from tests.core.helpers import Log, in_fork, python, start
 
 PRELUDE = """
 import asyncio, os, signal, sys, threading
@@ -692,6 +692,26 @@ def test_what_was_forgotten_is_not_ended(log: Log, monkeypatch: pytest.MonkeyPat
     ends.run(os.getpid())
     ends.run(os.getpid())
     assert log == ["a", "c"]
+
+
+def test_a_child_that_has_opened_nothing_ends_nothing(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has a copy of its parent's list, and of the hook that atexit calls at its end. A task
+    queue's child calls for the end of its own process besides."""
+    monkeypatch.setattr(ends, "_open", [])
+    monkeypatch.setattr(ends, "_pid", parent := os.getpid())
+    opened = Open(log, "the parent's")
+    ends.register(opened)
+
+    def child(pid: int | None) -> Log:
+        ends.run(pid or os.getpid())
+        return log
+
+    assert in_fork(lambda: child(parent)) == []
+    assert in_fork(lambda: child(None)) == []
+    ends.run(parent)
+    assert log == ["the parent's"]
 
 
 def test_what_asks_to_be_the_last_ends_after_all_others(
