@@ -57,7 +57,7 @@ async def on_shutdown(ctx: dict[str, Any]) -> None:
 
 
 class WorkerSettings:
-    functions = [select, keep, func(keep, name="keep a while", timeout=1.5), thread]
+    functions = [select, keep, func(keep, name="keep a while", timeout=3), thread]
     queue_name = QUEUE
     redis_settings = RedisSettings.from_dsn(jobs.BROKER)
     max_jobs = 4

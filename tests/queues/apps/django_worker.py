@@ -147,10 +147,25 @@ def enqueue_inline() -> None:
         LOG.write("committed", same=query(0) == before)
 
 
+def say_when_told_to_stop() -> None:
+    """What db_worker logs of a signal it has yet to remember, and a second one could come before
+    that."""
+    from django_tasks_db.management.commands.db_worker import Worker
+
+    shutdown = Worker.shutdown
+
+    def said(self: Any, *args: Any) -> None:
+        shutdown(self, *args)
+        LOG.write("told")
+
+    Worker.shutdown = said
+
+
 def main() -> None:
     from django.core.management import call_command
 
     gc.disable()
+    say_when_told_to_stop()
     if sys.argv[1:] == ["migrate"]:
         call_command("migrate", "django_tasks_database", verbosity=0)
         return

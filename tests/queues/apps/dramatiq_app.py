@@ -50,9 +50,9 @@ dramatiq.set_broker(broker)
 query = dramatiq.actor(bodies.query, actor_name="query")
 fail = dramatiq.actor(bodies.fail, actor_name="fail")
 keep = dramatiq.actor(jobs.keep_sync, actor_name="keep")
-late = dramatiq.actor(bodies.hang, actor_name="late", time_limit=1_000)
+late = dramatiq.actor(bodies.hang, actor_name="late")
 hang = dramatiq.actor(bodies.hang, actor_name="hang")
 
 # On Dramatiq's event loop, where the async pool is open.
 select = dramatiq.actor(jobs.select, actor_name="select")
-akeep = dramatiq.actor(jobs.keep, actor_name="akeep", time_limit=1_000)
+akeep = dramatiq.actor(jobs.keep, actor_name="akeep")
