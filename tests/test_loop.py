@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from lifeguard import Lifeguard, LifeguardError
-from lifeguard._loop import LoopThread, loop_thread
+from lifeguard._loop import LoopThread, begin_worker, end_worker, loop_thread
 from tests.contract.pool import in_child
 from tests.core.helpers import Log
 
@@ -285,6 +285,49 @@ def test_the_end_cancels_what_runs_and_closes_after_it(
     assert log == ["open", "finally", "close"]
 
 
+def test_the_end_leaves_the_clean_up_of_a_task_alone(
+    guard: Lifeguard, home: LoopThread, log: Log
+) -> None:
+    """Cancelled once: what awaits in a `finally` is not cancelled again by the end of the loop.
+    The worker is that of a server's loop, so nobody waits for the task's unit meanwhile."""
+    running = threading.Event()
+
+    async def work() -> None:
+        try:
+            running.set()
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(2000):
+                await asyncio.sleep(0)
+            log.append("finally")
+
+    async def main() -> None:
+        async with guard.worker():
+            future = executor.submit(home.run, guard.task(work), (), {})
+            assert await asyncio.to_thread(running.wait, 10)
+            await asyncio.to_thread(home.end)
+            assert isinstance(future.exception(10), concurrent.futures.CancelledError)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        asyncio.run(main())
+    assert log == ["finally"]
+
+
+def test_a_worker_that_has_ended_leaves_the_process_as_it_was(
+    guard: Lifeguard, home: LoopThread, log: Log
+) -> None:
+    """A task queue's worker inside of a test: what comes after it has no loop to open on."""
+    db = define_db(guard, log)
+    begin_worker(guard)
+    with guard.unit():
+        assert db.get() is home.loop
+    end_worker(guard)
+    assert log == ["open", "close"]
+    with pytest.raises(TypeError, match="is async: open it where there is an event loop"):
+        with guard.unit():
+            pass
+
+
 def test_a_forked_child_starts_a_loop_of_its_own(
     guard: Lifeguard, home: LoopThread, log: Log
 ) -> None:
@@ -306,6 +349,43 @@ def test_a_forked_child_starts_a_loop_of_its_own(
     assert in_child(child) == [True]
     assert home.run(where, (), {})
     assert home.loop is mine
+
+
+def test_a_child_of_a_busy_process_starts_and_ends_its_own(
+    guard: Lifeguard, home: LoopThread, log: Log
+) -> None:
+    """Forked while one thread of the parent waits for a task and another one is at the loop's
+    lock. Neither is there in the child, which would wait for them for a minute."""
+    guard.grace = 60
+    running, let_go, has_lock = threading.Event(), threading.Event(), threading.Event()
+
+    async def busy() -> None:
+        running.set()
+        await asyncio.to_thread(let_go.wait, 60)
+
+    def hold_lock() -> None:
+        with home._lock:
+            has_lock.set()
+            let_go.wait(60)
+
+    async def work() -> int:
+        return 5
+
+    def child() -> int:
+        answer: int = home.run(guard.task(work), (), {})
+        home.end()
+        return answer
+
+    with concurrent.futures.ThreadPoolExecutor(2) as executor:
+        future = executor.submit(home.run, guard.task(busy), (), {})
+        try:
+            assert running.wait(10)
+            executor.submit(hold_lock)
+            assert has_lock.wait(10)
+            assert in_child(child) == 5
+        finally:
+            let_go.set()
+        assert future.result(10) is None
 
 
 def test_a_block_that_leaves_closes_what_came_to_live_on_the_loop(

@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg_pool
 import pytest
-from taskiq import InMemoryBroker
+from taskiq import InMemoryBroker, TaskiqEvents
 from taskiq.kicker import AsyncKicker
 from taskiq_redis import ListQueueBroker
 
@@ -137,6 +137,13 @@ def test_a_broker_in_memory_is_a_worker_too(pg: Postgres, dsn: str, appname: str
     guard = lifeguard.Lifeguard()
     pool = psycopg_pool.AsyncConnectionPool(dsn, open=False, min_size=1, max_size=2)
     broker = InMemoryBroker(await_inplace=True)
+    asked: list[Any] = []
+
+    @broker.on_event(TaskiqEvents.WORKER_STARTUP)
+    async def warm_up(_: object) -> None:  # it was there before, and finds the pool open
+        async with pool.connection() as conn:
+            asked.append(await (await conn.execute("SELECT 7")).fetchone())
+
     lifeguard.taskiq.install(broker, resources=[pool], guard=guard)
     ended: list[int] = []
 
@@ -160,6 +167,7 @@ def test_a_broker_in_memory_is_a_worker_too(pg: Postgres, dsn: str, appname: str
     async def main() -> list[Any]:
         await broker.startup()
         assert pg.count(prefix=appname) == 1
+        assert asked == [(7,)]
         late = broker.register_task(lambda n: guard.callback(ended.append, n), "late")
         tasks = [await one.kiq(1), await two.kiq(2), await late.kiq(3)]
         results = [await task.wait_result() for task in tasks]
