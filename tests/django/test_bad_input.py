@@ -16,7 +16,7 @@ import pytest
 
 from tests.django.fresh import ROOT, Project
 from tests.django.requests import REQUESTS
-from tests.incidents.serving import free_port
+from tests.support.ports import free_port
 
 PAGES = """
 from django.contrib.sessions.models import Session

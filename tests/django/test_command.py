@@ -24,7 +24,7 @@ from lifeguard.testing import Postgres
 from tests.django.databases import database
 from tests.django.fresh import ROOT, Project
 from tests.django.requests import REQUESTS
-from tests.incidents.serving import free_port
+from tests.support.ports import free_port
 
 NAME = f"lifeguard_command_{os.getpid()}"
 SECRET = "s3cret-of-a-customer"

@@ -15,8 +15,10 @@ from pathlib import Path
 import httpx
 import psutil
 
+from lifeguard.testing import Postgres
+
 ROOT = Path(__file__).parents[2]
-READY_WITHIN = 30.0
+READY_WITHIN = 90.0
 
 
 class Server:
@@ -26,7 +28,7 @@ class Server:
         self.process = process
         self.port = port
         self.log = log
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
 
     @property
     def output(self) -> str:
@@ -49,7 +51,16 @@ class Server:
         """Send the signal and wait for the end; the status."""
         if self.process.poll() is None:
             self.process.send_signal(signum)
-        return self.process.wait(30)
+        return self.process.wait(60)
+
+
+def settled(pg: Postgres, appname: str, n: int, seconds: float = 40.0) -> int:
+    """How many connections there are, once there are no more than *n*: a backend leaves a moment
+    after its client."""
+    deadline = time.monotonic() + seconds
+    while (count := pg.count(prefix=appname)) > n and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return count
 
 
 @contextmanager
@@ -83,10 +94,3 @@ def running(
                 with suppress(psutil.NoSuchProcess):
                     member.kill()
             process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

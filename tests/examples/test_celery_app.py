@@ -36,7 +36,7 @@ def run(dsn: str, *options: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "LIFEGUARD_DSN": dsn},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
         check=False,
     )
 
@@ -101,15 +101,15 @@ def test_stopped_while_it_starts_it_leaves_nothing(
     )
     family: list[psutil.Process] = []
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while not any(map(is_worker, family)):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
             family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
-        _, alive = psutil.wait_procs(family, timeout=10)
+        assert process.wait(60) == 0
+        _, alive = psutil.wait_procs(family, timeout=40)
         assert alive == []
         assert pg.wait_count(0, prefix=appname) == 0
     finally:

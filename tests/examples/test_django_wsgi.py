@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lifeguard.testing import Postgres
-from tests.examples.server import free_port, running
+from tests.examples.server import running, settled
+from tests.support.ports import free_port
 
 WORKERS, THREADS, JOBS = 2, 4, 4  # JOBS: threads of the example's own executor
 
@@ -30,7 +31,7 @@ def test_one_command(pg: Postgres, appname: str, dsn: str, tmp_path: Path) -> No
     assert pg.wait_count(0, prefix=appname) == 0
 
 
-def wait_until_all_are(http: object, state: str, seconds: float = 20.0) -> None:
+def wait_until_all_are(http: object, state: str, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while True:
         lines = http.get("/orders").text.splitlines()  # type: ignore[attr-defined]
@@ -39,11 +40,3 @@ def wait_until_all_are(http: object, state: str, seconds: float = 20.0) -> None:
             return
         assert time.monotonic() < deadline, lines
         time.sleep(0.05)
-
-
-def settled(pg: Postgres, appname: str, n: int, seconds: float = 10.0) -> int:
-    """How many connections there are, once there are no more than *n*."""
-    deadline = time.monotonic() + seconds
-    while (count := pg.count(prefix=appname)) > n and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return count

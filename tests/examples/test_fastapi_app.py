@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from lifeguard.testing import Postgres
-from tests.examples.server import free_port, running
+from tests.examples.server import running, settled
+from tests.support.ports import free_port
 
 WORKERS = 4
 REQUESTS = 1000
@@ -60,7 +61,7 @@ def test_thousand_requests_with_disconnects_on_four_workers(
             chances = random.Random(seed)
             shots = [clients.submit(shoot, port, chances.getrandbits(64)) for _ in range(REQUESTS)]
             while not all(shot.done() for shot in shots):
-                most = max(most, pg.count(prefix=appname))
+                most = max(most, settled(pg, appname, WORKERS * POOL, seconds=2))
                 time.sleep(0.02)
         fates = Counter(shot.result() for shot in shots)
 
@@ -101,7 +102,7 @@ def shoot(port: int, seed: int) -> str:
         head += b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
     message = head + b"\r\n" + body
     leave = chance.choice(("no", "no", "in the request", "in the handler", "in the response"))
-    with socket.create_connection(("127.0.0.1", port), 20) as client:
+    with socket.create_connection(("127.0.0.1", port), 60) as client:
         # Closing sends RST, whatever is still on its way.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         if leave == "in the request":
@@ -120,7 +121,7 @@ def shoot(port: int, seed: int) -> str:
         return answer.split(b" ", 2)[1].decode() if answer else "no answer"
 
 
-def wait_for_lines(path: Path, n: int, seconds: float = 30.0) -> None:
+def wait_for_lines(path: Path, n: int, seconds: float = 90.0) -> None:
     deadline = time.monotonic() + seconds
     while not path.exists() or len(path.read_text().splitlines()) < n:
         assert time.monotonic() < deadline, f"fewer than {n} workers have opened"

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lifeguard.testing import Postgres
-from tests.examples.server import free_port, running
+from tests.examples.server import running, settled
+from tests.support.ports import free_port
 
 
 def test_one_command(pg: Postgres, appname: str, dsn: str, tmp_path: Path) -> None:
@@ -22,7 +23,7 @@ def test_one_command(pg: Postgres, appname: str, dsn: str, tmp_path: Path) -> No
         for _ in range(2 * 4 * 2):  # more than both pools have
             assert server.http.get("/careless/99").status_code == 404
         assert len(server.http.get("/guests").text.splitlines()) == 40
-        assert 1 <= pg.count(prefix=appname) <= 2 * 4
+        assert 1 <= settled(pg, appname, 2 * 4) <= 2 * 4
         assert server.stop() == 0
     assert "in unit 'GET /careless/99' was not given back" in server.output
     assert pg.wait_count(0, prefix=appname) == 0

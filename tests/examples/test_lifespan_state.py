@@ -14,6 +14,7 @@ from psycopg_pool import AsyncConnectionPool
 import lifeguard
 from lifeguard.asgi import lifespan_of
 from lifeguard.testing import Postgres
+from tests.examples.server import settled
 
 
 def test_a_leak_of_a_pool_in_the_state_is_taken_back(pg: Postgres, appname: str, dsn: str) -> None:
@@ -21,7 +22,7 @@ def test_a_leak_of_a_pool_in_the_state_is_taken_back(pg: Postgres, appname: str,
 
     @guard.lifespan
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        async with AsyncConnectionPool(dsn, open=False, min_size=1, max_size=2, timeout=5) as pool:
+        async with AsyncConnectionPool(dsn, open=False, min_size=1, max_size=2, timeout=40) as pool:
             yield {"pool": pool, "name": "shop"}
 
     api = FastAPI(lifespan=lifespan)
@@ -44,7 +45,7 @@ def test_a_leak_of_a_pool_in_the_state_is_taken_back(pg: Postgres, appname: str,
                 for _ in range(5):
                     with pytest.warns(lifeguard.LeakWarning, match="careless"):
                         assert (await client.get("/careless")).json() == "shop"
-            assert pg.count(prefix=appname) <= 2
+            assert settled(pg, appname, 2) <= 2
 
     asyncio.run(requests())
     assert pg.wait_count(0, prefix=appname) == 0

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.examples.server import ROOT, free_port, running
+from tests.examples.server import ROOT, running
+from tests.support.ports import free_port
 
 NAMES = (
     "celery_app",
@@ -30,12 +31,20 @@ def test_nothing_is_left_behind(tmp_path: Path, signum: int) -> None:
     command = ("examples/run.py", "starlette_app", f"--port={port}")
     with running(*command, port=port, log=log, LIFEGUARD_DSN=None) as server:
         family = psutil.Process(server.process.pid).children(recursive=True)
-        assert any("postgres" in process.name() for process in family)
-        assert any("uvicorn" in " ".join(process.cmdline()) for process in family)
+        lines = [line_of(process) for process in family]
+        assert any("bin/postgres" in line for line in lines), lines
+        assert any("uvicorn" in line for line in lines), lines
         assert server.http.post("/vote/tea").json() == {"tea": 1}
         assert server.stop(signum) == 0
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=40)
     assert alive == []
+
+
+def line_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # one of PostgreSQL's, which has ended meanwhile
+        return ""
 
 
 def test_every_example_is_listed_and_explains_itself() -> None:
@@ -52,5 +61,5 @@ def test_every_example_is_listed_and_explains_itself() -> None:
 
 def help_of(*words: str) -> str:
     command = [sys.executable, "examples/run.py", *words, "--help"]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     return re.sub(r"\x1b\[[0-9;]*m", "", said.stdout)

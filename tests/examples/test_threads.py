@@ -23,7 +23,7 @@ def test_one_command(pg: Postgres, appname: str, dsn: str) -> None:
         env={**os.environ, "LIFEGUARD_DSN": dsn},
         capture_output=True,
         text=True,
-        timeout=40,
+        timeout=150,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

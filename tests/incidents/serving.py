@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 
 from tests.support.eventlog import ENV, EventLog
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,7 +90,7 @@ class Process:
             client.settimeout(1)
             return client.connect_ex(("127.0.0.1", self.port)) == 0
 
-    def wait_until_listening(self, timeout: float = 20.0) -> Process:
+    def wait_until_listening(self, timeout: float = 60.0) -> Process:
         deadline = time.monotonic() + timeout
         while not self.listens():
             if self.popen.poll() is not None:
@@ -99,20 +100,20 @@ class Process:
             time.sleep(0.02)
         return self
 
-    def wait_until_deaf(self, timeout: float = 10.0) -> None:
+    def wait_until_deaf(self, timeout: float = 40.0) -> None:
         """Wait until it accepts no connections any more: it has begun to shut down."""
         deadline = time.monotonic() + timeout
         while self.listens():
             assert time.monotonic() < deadline, f"it still listens:\n{self.said()}"
             time.sleep(0.02)
 
-    def get(self, path: str, timeout: float = 15.0) -> httpx.Response:
+    def get(self, path: str, timeout: float = 60.0) -> httpx.Response:
         url = f"http://127.0.0.1:{self.port}{path}"
         return httpx.get(url, timeout=timeout, trust_env=False, headers={"connection": "close"})
 
     def get_and_leave(self, path: str, when: str) -> None:
         """Send a request, and cut the connection once the app has logged *when*."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as client:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=40) as client:
             seen = self.log.count(when)
             client.sendall(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
             assert self.log.wait_count(when, seen + 1) > seen, self.said()
@@ -120,7 +121,7 @@ class Process:
     def send(self, signum: int = signal.SIGTERM) -> None:
         self.popen.send_signal(signum)
 
-    def wait(self, timeout: float = 20.0) -> int:
+    def wait(self, timeout: float = 60.0) -> int:
         """Its exit status. What does not end in time is a failure."""
         try:
             return self.popen.wait(timeout)
@@ -223,10 +224,3 @@ def both_sides(dsn: str, directory: Path) -> Iterator[Sides]:
     finally:
         for process in sides.started:
             process.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port: int = server.getsockname()[1]
-        return port

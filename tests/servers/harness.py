@@ -19,6 +19,7 @@ from lifeguard.testing import Postgres
 from tests.servers.rows import ROOT, Row
 from tests.support import eventlog
 from tests.support.eventlog import Event, EventLog
+from tests.support.ports import free_port
 
 START_WITHIN = 20.0
 END_WITHIN = 20.0
@@ -50,9 +51,7 @@ class Server:
         self.log = folder / "server.log"
         self.gates = folder / "gates"
         self.gates.mkdir()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.command = row.command(self.port, graceful=graceful, more=more)
         self._environ = {
             **os.environ,

@@ -17,18 +17,12 @@ import pytest
 from tests.servers.harness import END_WITHIN, ROOT, START_WITHIN
 from tests.servers.rows import ROWS, WSGI_APP, Row
 from tests.support.eventlog import ENV, EventLog
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.servers
 
 HOOKS = {"gunicorn": "-c python:lifeguard.gunicorn"}
 """As our documentation has it: without them uvicorn-worker takes no notice of a SIGINT."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def ask(port: int) -> socket.socket:

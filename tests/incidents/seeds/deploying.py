@@ -28,7 +28,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from lifeguard.testing import Postgres
-from tests.incidents.serving import free_port
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -50,7 +50,7 @@ class Database:
         with self.pg.connect() as connection:
             return count(connection, self.name, without)
 
-    def wait_at_most(self, n: int, *, timeout: float = 10.0, without: str | None = None) -> int:
+    def wait_at_most(self, n: int, *, timeout: float = 40.0, without: str | None = None) -> int:
         """Wait until the app has at most *n* connections; the last count either way."""
         deadline = time.monotonic() + timeout
         while (count := self.count(without=without)) > n and time.monotonic() < deadline:
@@ -174,7 +174,7 @@ class Process:
     def has_said(self, words: str) -> bool:
         return words in self.output.read_text(errors="replace")
 
-    def wait_until(self, ready: Callable[[], object], timeout: float = 30.0) -> None:
+    def wait_until(self, ready: Callable[[], object], timeout: float = 90.0) -> None:
         deadline = time.monotonic() + timeout
         while not ready():
             if self.popen.poll() is not None:
@@ -297,7 +297,7 @@ class Client:
     It is a light one: it shares the machine with the servers that it keeps busy.
     """
 
-    def __init__(self, port: int, timeout: float = 30.0) -> None:
+    def __init__(self, port: int, timeout: float = 90.0) -> None:
         self.port = port
         self.timeout = timeout
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
