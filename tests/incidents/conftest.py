@@ -43,6 +43,13 @@ def queue_sides(sides: Sides, redis_url: str) -> Sides:
     return sides
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A side has its own limits. A new machine may have to install an overlay first."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(300))
+
+
 @pytest.fixture(autouse=True)
 def collected(appname: str) -> Iterator[None]:
     """What the bare side lost stays connected until the garbage collector finds it."""

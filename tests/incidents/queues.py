@@ -12,7 +12,7 @@ from celery.result import AsyncResult
 from tests.incidents.serving import Process
 from tests.support.celery import close
 
-ANSWER_WITHIN = 30.0
+ANSWER_WITHIN = 60.0
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ def test_incident_A21(sides: Sides, pg: Postgres, appname: str) -> None:
 def seen_by_postgres(side: Process, working: int, pg: Postgres, name: str) -> int:
     """How many connections there are while *working* of the calls, and no more, can work."""
     with ThreadPoolExecutor(CALLS) as clients:
-        answers = [clients.submit(side.get, "/", 30) for _ in range(CALLS)]
+        answers = [clients.submit(side.get, "/") for _ in range(CALLS)]
         try:
             assert side.log.wait_count("working", working) == working, side.said()
             seen = pg.count(name)

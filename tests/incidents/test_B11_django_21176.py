@@ -35,4 +35,4 @@ def test_incident_B11(
             side.get_and_leave("/", "streaming")
         assert side.log.wait_count("ended", CLIENTS) == CLIENTS, side.said()
     assert pg.wait_count(0, application_name=f"{appname}guarded") == 0
-    assert pg.count(f"{appname}bare") == CLIENTS
+    assert pg.wait_count(CLIENTS, application_name=f"{appname}bare") == CLIENTS

@@ -29,6 +29,6 @@ def test_incident_C07(sides: Sides) -> None:
 
 
 def guest(side: Process) -> socket.socket:
-    client = socket.create_connection(("127.0.0.1", side.port), timeout=10)
+    client = socket.create_connection(("127.0.0.1", side.port), timeout=40)
     client.sendall(b"GET /events HTTP/1.1\r\nHost: test\r\n\r\n")
     return client

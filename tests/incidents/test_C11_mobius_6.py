@@ -35,6 +35,6 @@ def test_incident_C11(sides: Sides) -> None:
 
 
 def tab(side: Process) -> socket.socket:
-    client = socket.create_connection(("127.0.0.1", side.port), timeout=10)
+    client = socket.create_connection(("127.0.0.1", side.port), timeout=40)
     client.sendall(b"GET /tab HTTP/1.1\r\nHost: test\r\n\r\n")
     return client

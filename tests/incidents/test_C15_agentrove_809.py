@@ -46,8 +46,8 @@ def test_incident_C15(dsn: str) -> None:
     Guarded, with ``await lifeguard.arelease()`` before the body, the pool is whole while both
     are being sent.
     """
-    assert asyncio.run(serve(dsn, guarded=False, timeout=0.5)) == (False, "PoolTimeout")
-    assert asyncio.run(serve(dsn, guarded=True, timeout=15)) == (True, "ok")
+    assert asyncio.run(serve(dsn, guarded=False, timeout=2.5)) == (False, "PoolTimeout")
+    assert asyncio.run(serve(dsn, guarded=True, timeout=40)) == (True, "ok")
 
 
 async def serve(dsn: str, *, guarded: bool, timeout: float) -> tuple[bool, str]:

@@ -52,7 +52,7 @@ def test_incident_C17(dsn: str) -> None:
     """
     assert not asyncio.run(idle_websockets(dsn, guarded=False, timeout=0.5))
     with leaks_are_reported():
-        assert asyncio.run(idle_websockets(dsn, guarded=True, timeout=15))
+        assert asyncio.run(idle_websockets(dsn, guarded=True, timeout=40))
 
 
 async def idle_websockets(dsn: str, *, guarded: bool, timeout: float) -> bool:

@@ -33,6 +33,6 @@ def test_incident_C20(sides: Sides, pg: Postgres, appname: str) -> None:
 
 
 def chat(side: Process) -> socket.socket:
-    client = socket.create_connection(("127.0.0.1", side.port), timeout=10)
+    client = socket.create_connection(("127.0.0.1", side.port), timeout=40)
     client.sendall(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
     return client

@@ -42,7 +42,7 @@ def test_incident_D01(dsn: str) -> None:
     assert len(bare) >= 3
     assert not all(bare)
 
-    guarded = asyncio.run(sweep(dsn, guarded=True, patience=15))
+    guarded = asyncio.run(sweep(dsn, guarded=True, patience=40))
     assert len(guarded) == len(bare)
     assert all(guarded)
 

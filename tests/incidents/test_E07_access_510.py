@@ -62,11 +62,11 @@ def test_incident_E07(dsn: str) -> None:
 
     Guarded, with the tool as a ``lifeguard.task``, what a call borrowed is back at its end.
     """
-    answers = asyncio.run(call_tools(dsn, guarded=False, timeout=0.5))
+    answers = asyncio.run(call_tools(dsn, guarded=False, timeout=2.5))
     assert answers == ["ok"] * SIZE + ["PoolTimeout"]
 
     with leaks_are_reported():
-        answers = asyncio.run(call_tools(dsn, guarded=True, timeout=15))
+        answers = asyncio.run(call_tools(dsn, guarded=True, timeout=40))
     assert answers == ["ok"] * (SIZE + 1)
 
 

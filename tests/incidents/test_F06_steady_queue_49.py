@@ -16,7 +16,7 @@ def test_incident_F06(sides: Sides) -> None:
     Guarded, by the installed app alone, the first one works.
     """
     bare, guarded = sides.run("f06")
-    assert outcome(bare) == ["couldn't get a connection after 2.00 sec"] * 2, bare.said()
+    assert outcome(bare) == ["couldn't get a connection after 3.00 sec"] * 2, bare.said()
     assert outcome(guarded) == ["worked"], guarded.said()
 
 

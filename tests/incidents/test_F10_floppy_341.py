@@ -22,7 +22,7 @@ def test_incident_F10(sides: Sides, pg: Postgres) -> None:
     """
     options = ["--preload", "--worker-class", "gthread", "--threads", "4"]
     bare, guarded = sides.serve("gunicorn", "f10", *options)
-    assert meanwhile(bare, pg) == "couldn't get a connection after 2.00 sec"
+    assert meanwhile(bare, pg) == "couldn't get a connection after 3.00 sec"
     assert meanwhile(guarded, pg) == "ok"
 
 

@@ -27,10 +27,10 @@ def test_incident_F11(sides: Sides, pg: Postgres) -> None:
     """
     bare, guarded = sides.serve("gunicorn", "f11", "--preload", "--workers", "2")
 
-    _, bob = alice_and_bob(bare, pg, patience=3)
+    _, bob = alice_and_bob(bare, pg, patience=20)
     assert bob == "row of alice"
 
-    assert alice_and_bob(guarded, pg, patience=15) == ("row of alice", "row of bob")
+    assert alice_and_bob(guarded, pg, patience=60) == ("row of alice", "row of bob")
 
 
 def alice_and_bob(process: Process, pg: Postgres, patience: float) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from tests.incidents.serving import Sides
 
 
 def test_incident_F15(sides: Sides) -> None:
-    """A task is forked while the worker's heartbeat is connecting. The pool's timeout is 5 s.
+    """A task is forked while the worker's heartbeat is connecting. The pool's timeout is 3 s.
 
     Bare, the task waits for the lock of that thread, which no timeout ends. Guarded, the child's
     pool has locks of its own, and the task is done.

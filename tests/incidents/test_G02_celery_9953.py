@@ -19,13 +19,13 @@ def test_incident_G02(queue_sides: Sides, pg: Postgres, appname: str) -> None:
     """Celery 5.5, a query while the app is loaded, and a database that is restarted later on.
 
     Bare, what the child inherited is not replaced: no task gets a connection any more. (The pool's
-    timeout is 2 s.) Guarded, the child has a pool of its own, which replaces them.
+    timeout is 3 s.) Guarded, the child has a pool of its own, which replaces them.
     """
     bare, guarded = queue_sides.start(
         "celery", "g02", "--pool", "prefork", "--concurrency", "1", overlay=overlay("celery55")
     )
     result = after_a_restart(bare, pg, f"{appname}bare")
-    assert result == "OperationalError: couldn't get a connection after 2.00 sec", bare.said()
+    assert result == "OperationalError: couldn't get a connection after 3.00 sec", bare.said()
 
     assert after_a_restart(guarded, pg, f"{appname}guarded") == 42, guarded.said()
     assert guarded.stop() == 0

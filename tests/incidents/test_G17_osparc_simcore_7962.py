@@ -8,29 +8,36 @@ fundamental!")
 
 from __future__ import annotations
 
+import random
+
+import pytest
+
 from lifeguard.testing import Postgres
 from tests.incidents.queries import wait_until_blocked
 from tests.incidents.queues import client, outcome
 from tests.incidents.serving import Sides
 
 
-def test_incident_G17(queue_sides: Sides, pg: Postgres) -> None:
+def test_incident_G17(queue_sides: Sides, pg: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     """A task is sent while the migration waits for a lock that this test holds.
 
     Bare, it fails. Guarded, with a resource and an async task, it waits for the startup; and the
     worker's end is the app's shutdown, once.
     """
-    bare, guarded = queue_sides.start("celery", "g17", "--pool", "threads", "--concurrency", "2")
+    key = random.getrandbits(61) * 2
+    monkeypatch.setenv("G17_LOCK", str(key))
+    with pg.connect() as lock:
+        lock.execute("SELECT pg_advisory_lock(%s), pg_advisory_lock(%s)", [key, key + 1])
+        workers = ("celery", "g17", "--pool", "threads", "--concurrency", "2")
+        bare, guarded = queue_sides.start(*workers)
 
-    with pg.connect() as lock, client(bare) as app:
-        lock.execute("SELECT pg_advisory_lock(%s)", [bare.port])
-        assert outcome(app.send_task("upload")).startswith("AttributeError"), bare.said()
+        with client(bare) as app:
+            assert outcome(app.send_task("upload")).startswith("AttributeError"), bare.said()
 
-    with pg.connect() as lock, client(guarded) as app:
-        lock.execute("SELECT pg_advisory_lock(%s)", [guarded.port])
-        uploads = [app.send_task("upload") for _ in range(2)]
-        wait_until_blocked(pg, guarded.port)
-        lock.execute("SELECT pg_advisory_unlock(%s)", [guarded.port])
-        assert [outcome(upload) for upload in uploads] == [42, 42], guarded.said()
+        with client(guarded) as app:
+            uploads = [app.send_task("upload") for _ in range(2)]
+            wait_until_blocked(pg, key + 1)
+            lock.execute("SELECT pg_advisory_unlock(%s)", [key + 1])
+            assert [outcome(upload) for upload in uploads] == [42, 42], guarded.said()
     assert guarded.stop() == 0
     assert [event.event for event in guarded.log.read()] == ["up", "down"]

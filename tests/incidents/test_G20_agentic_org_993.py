@@ -22,7 +22,7 @@ def test_incident_G20(queue_sides: Sides) -> None:
 
     first, second = evaluate_one_and_two(bare)
     assert first == 21, bare.said()
-    assert second == "PoolTimeout: couldn't get a connection after 2.00 sec"
+    assert second == "PoolTimeout: couldn't get a connection after 3.00 sec"
 
     assert evaluate_one_and_two(guarded) == [21, 42], guarded.said()
     assert guarded.stop() == 0

@@ -21,7 +21,7 @@ def test_incident_H06(sides: Sides) -> None:
 
     first, second, third = bare.log.read("synced")
     assert first["answers"] == second["answers"] == ["1", "2"], bare.said()
-    assert third["answers"] == ["couldn't get a connection after 2.00 sec"] * 2
+    assert third["answers"] == ["couldn't get a connection after 3.00 sec"] * 2
 
     synced = guarded.log.read("synced")
     assert [event["answers"] for event in synced] == [["1", "2"]] * SYNCS, guarded.said()

@@ -31,4 +31,8 @@ def visit(side: Process) -> tuple[list[str], int, int]:
     assert all(len(answer["threads"]) == 1 for answer in answers), answers
     threads = {answer["threads"][0] for answer in answers}
     backends = {answer["backend"] for answer in answers}
-    return [event.event for event in side.log.read()], len(threads), len(backends)
+    return (
+        [event.event for event in side.log.read("enter f", "exit f")],
+        len(threads),
+        len(backends),
+    )

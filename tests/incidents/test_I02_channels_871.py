@@ -24,5 +24,5 @@ def test_incident_I02(sides: Sides, pg: Postgres, appname: str) -> None:
         with connect(f"ws://127.0.0.1:{side.port}/", proxy=None) as chat:
             for _ in range(2):
                 chat.send("hello")
-                assert chat.recv(timeout=15).isdecimal()
+                assert chat.recv(timeout=40).isdecimal()
                 assert pg.wait_count(left, application_name=name) == left

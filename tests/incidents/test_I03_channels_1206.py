@@ -35,5 +35,5 @@ def visit(side: Process) -> set[str]:
     """A dozen pages, with a chat open. The backends that answered."""
     with connect(f"ws://127.0.0.1:{side.port}/", proxy=None) as chat:
         chat.send("hello")
-        backends = {str(chat.recv(timeout=15))}
+        backends = {str(chat.recv(timeout=40))}
         return backends | {side.get("/").text for _ in range(PAGES)}

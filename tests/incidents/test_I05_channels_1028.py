@@ -33,6 +33,6 @@ def test_incident_I05(sides: Sides, pg: Postgres) -> None:
 def hello(side: Process, token: str) -> str:
     try:
         with connect(f"ws://127.0.0.1:{side.port}/?{token}", proxy=None) as websocket:
-            return str(websocket.recv(timeout=15))
+            return str(websocket.recv(timeout=40))
     except InvalidStatus:
         return "refused"

@@ -25,6 +25,6 @@ def test_incident_I07(sides: Sides) -> None:
 
 def send(side: Process, members: int) -> str:
     try:
-        return side.get(f"/{members}", timeout=15 if side.guarded else 7).text
+        return side.get(f"/{members}", timeout=60 if side.guarded else 9).text
     except httpx.ReadTimeout as exc:
         return type(exc).__name__

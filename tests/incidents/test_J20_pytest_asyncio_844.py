@@ -37,8 +37,8 @@ def make_app(pool: AsyncConnectionPool[Any], *, opens: bool) -> Starlette:
     return Starlette(routes=[Route("/", index), Route("/copy", copy)])
 
 
-def make_pool(dsn: str) -> AsyncConnectionPool[Any]:
-    return AsyncConnectionPool(dsn, min_size=1, max_size=2, timeout=1, open=False)
+def make_pool(dsn: str, timeout: float) -> AsyncConnectionPool[Any]:
+    return AsyncConnectionPool(dsn, min_size=1, max_size=2, timeout=timeout, open=False)
 
 
 def test_incident_J20(dsn: str) -> None:
@@ -47,11 +47,11 @@ def test_incident_J20(dsn: str) -> None:
     Bare, the pool that the first has opened cannot serve the second. Guarded, the same object is
     closed at the end of each loop, and opened anew in the next.
     """
-    app: Any = make_app(make_pool(dsn), opens=True)
+    app: Any = make_app(make_pool(dsn, timeout=3), opens=True)
     assert asyncio.run(get(app)) == "ok"
     assert asyncio.run(get(app, "/copy")) == "PoolTimeout"
 
-    pool = make_pool(dsn)
+    pool = make_pool(dsn, timeout=30)
     app = lifeguard.Lifeguard().wrap(make_app(pool, opens=False), resources=[pool])
     assert asyncio.run(get(app)) == "ok"
     assert asyncio.run(get(app, "/copy")) == "ok"

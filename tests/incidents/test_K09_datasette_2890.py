@@ -21,7 +21,7 @@ def test_incident_K09(sides: Sides, pg: Postgres, appname: str) -> None:
     """
     bare, guarded = sides.serve("uvicorn", "k09", "--timeout-graceful-shutdown", "1")
     for side in (bare, guarded):
-        with socket.create_connection(("127.0.0.1", side.port), timeout=10) as client:
+        with socket.create_connection(("127.0.0.1", side.port), timeout=40) as client:
             client.sendall(b"GET /events HTTP/1.1\r\nHost: test\r\n\r\n")
             assert side.log.wait_count("streaming", 1) == 1, side.said()
             side.stop()

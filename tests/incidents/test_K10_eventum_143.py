@@ -22,7 +22,7 @@ def test_incident_K10(sides: Sides, pg: Postgres, appname: str) -> None:
     """
     bare, guarded = sides.serve("uvicorn", "k10")
     for side in (bare, guarded):
-        with socket.create_connection(("127.0.0.1", side.port), timeout=10) as client:
+        with socket.create_connection(("127.0.0.1", side.port), timeout=40) as client:
             client.sendall(b"GET /slow HTTP/1.1\r\nHost: test\r\n\r\n")
             assert side.log.wait_count("working", 1) == 1, side.said()
             side.send(signal.SIGINT)

@@ -28,11 +28,11 @@ def test_incident_K20(sides: Sides, pg: Postgres, appname: str) -> None:
     orphan, ended = (lose_master(side) for side in (bare, guarded))
 
     guarded.wait_until_deaf()
-    assert psutil.wait_procs([ended], timeout=10)[1] == [], guarded.said()
+    assert psutil.wait_procs([ended], timeout=40)[1] == [], guarded.said()
     assert guarded.log.count("shut down") == 1, guarded.said()
 
     assert bare.get("/").text == str(orphan.pid)
-    assert pg.count(prefix=appname) == 2
+    assert pg.wait_count(2, prefix=appname) == 2
     os.kill(orphan.pid, signal.SIGTERM)
     assert pg.wait_count(0, prefix=appname) == 0
 

@@ -21,7 +21,7 @@ def test_incident_K24(sides: Sides, pg: Postgres) -> None:
     Guarded, PostgreSQL ends it: lifeguard asks it to look at its clients twice a second.
     """
     bare, guarded = sides.serve(
-        "uwsgi", "k24", "--harakiri", "1", "--lazy-apps", "--enable-threads"
+        "uwsgi", "k24", "--harakiri", "4", "--lazy-apps", "--enable-threads"
     )
     with ThreadPoolExecutor() as clients:
         abandoned = list(clients.map(abandon_query, (bare, guarded)))

@@ -82,7 +82,7 @@ class EventLog:
         return Counter(event.pid for event in self.read(name))
 
     def wait(
-        self, until: Callable[[list[Event]], bool], *names: str, timeout: float = 10.0
+        self, until: Callable[[list[Event]], bool], *names: str, timeout: float = 40.0
     ) -> list[Event]:
         """Read until *until* is content with the events, at most *timeout* seconds; the events."""
         deadline = time.monotonic() + timeout
@@ -92,7 +92,7 @@ class EventLog:
                 return events
             time.sleep(0.01)
 
-    def wait_count(self, name: str, n: int, *, timeout: float = 10.0) -> int:
+    def wait_count(self, name: str, n: int, *, timeout: float = 40.0) -> int:
         """Wait for *n* events of this name, at most *timeout* seconds; how many there are."""
         return len(self.wait(lambda events: len(events) >= n, name, timeout=timeout))
 

@@ -15,4 +15,7 @@ URL = DSN.replace("postgresql://", "postgresql+psycopg://")
 """The same for SQLAlchemy."""
 REDIS = os.environ["INCIDENT_REDIS"]
 """The broker of this side, for the incidents with a task queue."""
+PATIENCE = 30 if GUARDED else 3
+"""Seconds to wait for a connection: bare until none has come, guarded until one does, however busy
+the machine is."""
 log = EventLog.from_env()

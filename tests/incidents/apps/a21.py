@@ -23,7 +23,7 @@ def call(request):
     with connection.cursor() as cursor:
         cursor.execute("SELECT 1")
     log.write("working")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not gate.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     return HttpResponse("ok")

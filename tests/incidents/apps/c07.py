@@ -11,12 +11,12 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tests.incidents.apps import DSN, GUARDED, log
+from tests.incidents.apps import DSN, GUARDED, PATIENCE, log
 
 if GUARDED:
     import lifeguard
 
-pool = AsyncConnectionPool(DSN, min_size=1, max_size=3, timeout=2.5, open=False)
+pool = AsyncConnectionPool(DSN, min_size=1, max_size=3, timeout=PATIENCE, open=False)
 
 
 async def events(request: Request) -> Response:

@@ -9,10 +9,10 @@ from django.core.asgi import get_asgi_application
 from django.http import HttpResponse, StreamingHttpResponse
 from django.urls import path
 
-from tests.incidents.apps import log
+from tests.incidents.apps import PATIENCE, log
 from tests.incidents.apps.django_site import configure, make_app
 
-pool = {"min_size": 1, "max_size": 4, "timeout": 2.5}
+pool = {"min_size": 1, "max_size": 4, "timeout": PATIENCE}
 configure(__name__, OPTIONS={"pool": pool})
 
 from django.db import connection  # noqa: E402

@@ -25,7 +25,7 @@ def may_read():
     with connection.cursor() as cursor:
         cursor.execute("SELECT true")
         (allowed,) = cursor.fetchone()
-    together.wait(timeout=15)
+    together.wait(timeout=40)
     return allowed
 
 

@@ -13,9 +13,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tests.incidents.apps import DSN, GUARDED, log
+from tests.incidents.apps import DSN, GUARDED, PATIENCE, log
 
-pool = AsyncConnectionPool(DSN, min_size=1, max_size=2, timeout=2.5, open=False)
+pool = AsyncConnectionPool(DSN, min_size=1, max_size=2, timeout=PATIENCE, open=False)
 
 
 async def passthrough(request, call_next):

@@ -14,7 +14,7 @@ QUERY = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
 
 def left() -> int:
     """How many are left, once none is, or after a while."""
-    deadline = time.monotonic() + (10 if GUARDED else 1)
+    deadline = time.monotonic() + (40 if GUARDED else 1)
     with psycopg.connect(DSN, autocommit=True) as conn:
         while True:
             row = conn.execute(QUERY, [NAME]).fetchone()

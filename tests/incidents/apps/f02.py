@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from psycopg_pool import ConnectionPool
 
-from tests.incidents.apps import DSN, GUARDED, log
+from tests.incidents.apps import DSN, GUARDED, PATIENCE, log
 
 pool = ConnectionPool(
-    DSN, min_size=1, max_size=2, timeout=2.5, open=True, check=ConnectionPool.check_connection
+    DSN, min_size=1, max_size=2, timeout=PATIENCE, open=True, check=ConnectionPool.check_connection
 )
 pool.wait()  # fail early, as its documentation advises
 

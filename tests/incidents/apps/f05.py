@@ -19,14 +19,14 @@ def order() -> None:
         with pool.connection() as conn:
             transaction = conn.execute("SELECT pg_current_xact_id()::text").fetchone()[0]
             half_way.set()
-            assert answered.wait(20)
+            assert answered.wait(40)
             raise ValueError("out of stock")
     except ValueError:
         log.write("rolled back", transaction=transaction)
 
 
 def report() -> None:
-    assert half_way.wait(20)
+    assert half_way.wait(40)
     with pool.connection() as conn:
         conn.execute("SELECT 1")
     answered.set()

@@ -6,10 +6,10 @@ from django.core.wsgi import get_wsgi_application
 from django.http import HttpResponse
 from django.urls import path
 
-from tests.incidents.apps import log
+from tests.incidents.apps import PATIENCE, log
 from tests.incidents.apps.django_site import configure, make_app
 
-configure(__name__, OPTIONS={"pool": {"min_size": 1, "max_size": 5, "timeout": 2}})
+configure(__name__, OPTIONS={"pool": {"min_size": 1, "max_size": 5, "timeout": PATIENCE}})
 
 from django.db import connection  # noqa: E402
 

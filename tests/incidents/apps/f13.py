@@ -18,7 +18,7 @@ turn = fork.Lock()
 
 
 def preprocess(file: str) -> None:
-    all_are_there.wait(20)
+    all_are_there.wait(40)
     with turn:
         try:
             with Session() as session:

@@ -10,7 +10,7 @@ import time
 from billiard.context import Process
 from psycopg_pool import NullConnectionPool
 
-from tests.incidents.apps import DSN, GUARDED, log
+from tests.incidents.apps import DSN, GUARDED, PATIENCE, log
 
 wanted, granted = threading.Event(), threading.Event()
 
@@ -19,11 +19,11 @@ def conninfo() -> str:
     """With a password that somebody else makes for each connection, sooner or later."""
     if threading.current_thread().name == "heartbeat":
         wanted.set()
-        granted.wait(20)
+        granted.wait(60)
     return DSN
 
 
-pool = NullConnectionPool(conninfo, max_size=4, timeout=5, open=False)
+pool = NullConnectionPool(conninfo, max_size=4, timeout=PATIENCE, open=False)
 
 
 def query() -> None:
@@ -37,7 +37,7 @@ def run_task() -> None:
         query()
         log.write("task done")
         os._exit(0)
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + (40 if GUARDED else 5)
     while time.monotonic() < deadline:
         if os.waitpid(child, os.WNOHANG) != (0, 0):
             return
@@ -50,7 +50,7 @@ def run_task() -> None:
 def work() -> None:
     heartbeat = threading.Thread(target=query, name="heartbeat")
     heartbeat.start()
-    wanted.wait(20)
+    wanted.wait(60)
     run_task()
     granted.set()
     heartbeat.join()

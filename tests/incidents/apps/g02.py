@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from tests.incidents.apps import GUARDED
+from tests.incidents.apps import GUARDED, PATIENCE
 from tests.incidents.apps.celery_site import make_django_celery
 
-app = make_django_celery(__name__, OPTIONS={"pool": {"min_size": 1, "max_size": 2, "timeout": 2}})
+pool = {"min_size": 1, "max_size": 2, "timeout": PATIENCE}
+app = make_django_celery(__name__, OPTIONS={"pool": pool})
 urlpatterns: list[object] = []
 
 from django.db import connection  # noqa: E402

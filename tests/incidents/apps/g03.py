@@ -10,7 +10,7 @@ from tests.incidents.apps.celery_site import make_django_celery
 
 TASKS = 3
 
-app = make_django_celery(__name__, OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
+app = make_django_celery(__name__, OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 40}})
 urlpatterns: list[object] = []
 
 from django.db import connection  # noqa: E402
@@ -26,9 +26,9 @@ together, first = threading.Barrier(TASKS), threading.Event()
 
 @app.task(name="order")
 def order() -> str:
-    place = together.wait(timeout=15)
+    place = together.wait(timeout=40)
     if place:
-        first.wait(timeout=15)
+        first.wait(timeout=40)
     with connection.cursor() as cursor:
         cursor.execute("SELECT 'ordered'")
         if not place:
@@ -39,7 +39,7 @@ def order() -> str:
 
 def wait_for_neighbours() -> None:
     """Until the other tasks wait for the pool's connection."""
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 40
     while connection.pool.get_stats().get("requests_waiting") != TASKS - 1:
         if time.monotonic() > deadline:
             raise TimeoutError("the other tasks do not wait")

@@ -11,7 +11,7 @@ from psycopg_pool import ConnectionPool
 from tests.incidents.apps import DSN, GUARDED, log
 from tests.incidents.apps.celery_site import make_celery
 
-pool = ConnectionPool(DSN, min_size=1, max_size=1, timeout=10, open=True)
+pool = ConnectionPool(DSN, min_size=1, max_size=1, timeout=40, open=True)
 pool.wait()
 app = make_celery(__name__)
 

@@ -24,7 +24,7 @@ together = threading.Barrier(TASKS)  # each thread gets a task
 
 
 def order(number: int) -> None:
-    together.wait(timeout=15)
+    together.wait(timeout=40)
     with connection.cursor() as cursor:
         cursor.execute("SELECT %s + 1", [number])
         log.write("ordered", result=cursor.fetchone()[0])

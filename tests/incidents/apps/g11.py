@@ -30,7 +30,7 @@ together = threading.Barrier(THREADS)  # each thread gets a message
 
 @dramatiq.actor(max_retries=0)
 def periodic(number: int) -> None:
-    together.wait(timeout=15)
+    together.wait(timeout=40)
     with connection.cursor() as cursor:
         cursor.execute("SELECT %s + 1", [number])
         log.write("run", result=cursor.fetchone()[0])

@@ -22,7 +22,7 @@ together = threading.Barrier(WORKERS)  # each worker gets a task
 
 
 def order(number: int) -> int:
-    together.wait(timeout=15)
+    together.wait(timeout=40)
     with connection.cursor() as cursor:
         cursor.execute("SELECT %s + 1", [number])
         return cursor.fetchone()[0]
@@ -40,7 +40,7 @@ def main() -> None:
     consumer = huey.create_consumer(workers=WORKERS, periodic=False)
     consumer.start()
     orders = [order(number) for number in range(WORKERS)]
-    results = [placed.get(blocking=True, timeout=15) for placed in orders]
+    results = [placed.get(blocking=True, timeout=40) for placed in orders]
     log.write("done", results=results, left=left())
     consumer.stop(graceful=True)
 

@@ -41,7 +41,7 @@ def restart_database() -> None:
 
 def run() -> None:
     try:
-        log.write("done", backend=snapshot().get(blocking=True, timeout=15))
+        log.write("done", backend=snapshot().get(blocking=True, timeout=40))
     except TaskException as exc:
         log.write("failed", error=exc.metadata["error"])
 

@@ -59,7 +59,7 @@ async def order() -> int:
 async def main() -> None:
     worker = asyncio.create_task(run_receiver_task(broker, run_startup=True))
     for _ in range(2):
-        result = await (await order.kiq()).wait_result(timeout=15)
+        result = await (await order.kiq()).wait_result(timeout=40)
         if result.is_err:
             log.write("failed", error=type(result.error).__name__)
         else:

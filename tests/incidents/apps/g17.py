@@ -13,7 +13,7 @@ from psycopg_pool import AsyncConnectionPool
 from tests.incidents.apps import DSN, GUARDED, log
 from tests.incidents.apps.celery_site import make_celery
 
-LOCK = int(os.environ["INCIDENT_PORT"])  # a number of this side's own; the test holds it
+LOCK = int(os.environ["G17_LOCK"]) + GUARDED  # a number of this side's own; the test holds it
 
 app = make_celery(__name__)
 

@@ -12,13 +12,13 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from tests.incidents.apps import DSN, GUARDED, REDIS, URL, log
+from tests.incidents.apps import DSN, GUARDED, PATIENCE, REDIS, URL, log
 
 THREADS = 3
 NAME = f"{conninfo_to_dict(DSN)['application_name']}{'guarded' if GUARDED else 'bare'}"
 
 engine = create_engine(
-    URL, pool_size=2, max_overflow=0, pool_timeout=2, connect_args={"application_name": NAME}
+    URL, pool_size=2, max_overflow=0, pool_timeout=PATIENCE, connect_args={"application_name": NAME}
 )
 broker = RedisBroker(url=REDIS)
 dramatiq.set_broker(broker)
@@ -52,7 +52,7 @@ def should_attempt_download(session: Session) -> bool:
 
 def download() -> None:
     downloads.release()
-    downloaded.wait(timeout=15)
+    downloaded.wait(timeout=40)
 
 
 startup = Session(engine)
@@ -84,7 +84,7 @@ def main() -> None:
     for number in range(THREADS):
         decode.send(number)
     for _ in range(THREADS):
-        downloads.acquire(timeout=15)
+        downloads.acquire(timeout=40)
     log.write("downloading", idle=idle_in_transaction())
     downloaded.set()
     log.wait(lambda events: len(events) == THREADS, "decoded", "no connection")

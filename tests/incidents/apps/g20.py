@@ -6,11 +6,11 @@ import asyncio
 
 from psycopg_pool import AsyncConnectionPool
 
-from tests.incidents.apps import DSN, GUARDED
+from tests.incidents.apps import DSN, GUARDED, PATIENCE
 from tests.incidents.apps.celery_site import make_celery
 
 app = make_celery(__name__)
-pool = AsyncConnectionPool(DSN, open=False, min_size=1, max_size=2, timeout=2)
+pool = AsyncConnectionPool(DSN, open=False, min_size=1, max_size=2, timeout=PATIENCE)
 
 
 async def evaluate_together(queries: int) -> int:

@@ -20,7 +20,7 @@ together = threading.Barrier(STEPS)  # each thread gets a step
 
 
 def step(number: int) -> int:
-    together.wait(timeout=15)
+    together.wait(timeout=40)
     with connection.cursor() as cursor:
         cursor.execute("SELECT %s + 1", [number])
         result: int = cursor.fetchone()[0]

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 
 from tests.incidents.apps import DSN, GUARDED, log
+from tests.incidents.apps.django_left import left
 from tests.incidents.apps.django_site import NAME, configure
 
 configure(__name__)
@@ -49,6 +50,7 @@ def run(executor: ThreadPoolExecutor) -> None:
 def main() -> None:
     with ThreadPoolExecutor(1) as executor:
         run(executor)
+        left()  # a backend leaves a moment after its client
         log.write("night", dropped=drop_idle_connections())
         for _ in range(3):
             run(executor)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 
-from tests.incidents.apps import log
+from tests.incidents.apps import PATIENCE, log
 from tests.incidents.apps.django_site import configure
 
 SYNCS, SOURCES = 3, 2
 
-configure(__name__, OPTIONS={"pool": {"min_size": 1, "max_size": 4, "timeout": 2}})
+configure(__name__, OPTIONS={"pool": {"min_size": 1, "max_size": 4, "timeout": PATIENCE}})
 urlpatterns: list[object] = []
 
 from django.db import connection  # noqa: E402

@@ -25,9 +25,10 @@ both = threading.Barrier(2)
 
 def f():
     """Not thread-safe, which is why it is called with ``thread_sensitive=True``."""
+    log.wait_count("visit", 2)
     log.write("enter f")
     with contextlib.suppress(threading.BrokenBarrierError):
-        both.wait(timeout=2.5)  # time for another one to come in here as well
+        both.wait(timeout=4)  # time for another one to come in here as well
     log.write("exit f")
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
@@ -40,6 +41,7 @@ def mark():
 
 class MyView(View):
     async def get(self, request):
+        log.write("visit")
         thread, backend = await sync_to_async(f, thread_sensitive=True)()
 
         async def nested():

@@ -24,7 +24,7 @@ together = threading.Barrier(THREADS)  # each thread gets a row
 
 
 def do_something_interesting(row: int) -> int:
-    together.wait(timeout=15)
+    together.wait(timeout=40)
     with connection.cursor() as cursor:
         cursor.execute("SELECT %s + 1", [row])
         return cursor.fetchone()[0]

@@ -9,11 +9,11 @@ from django.http import HttpResponse
 from django.urls import path
 from psycopg_pool import AsyncConnectionPool
 
-from tests.incidents.apps import DSN, GUARDED
+from tests.incidents.apps import DSN, GUARDED, PATIENCE
 from tests.incidents.apps.django_site import configure
 
 configure(__name__)
-pool = AsyncConnectionPool(DSN, min_size=1, max_size=4, timeout=2.5, open=False)
+pool = AsyncConnectionPool(DSN, min_size=1, max_size=4, timeout=PATIENCE, open=False)
 
 
 async def group_send(members):

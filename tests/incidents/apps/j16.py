@@ -6,9 +6,9 @@ import asyncio
 
 from psycopg_pool import AsyncConnectionPool
 
-from tests.incidents.apps import DSN, GUARDED, log
+from tests.incidents.apps import DSN, GUARDED, PATIENCE, log
 
-pool = AsyncConnectionPool(DSN, min_size=1, max_size=2, timeout=2.5, open=False)
+pool = AsyncConnectionPool(DSN, min_size=1, max_size=2, timeout=PATIENCE, open=False)
 
 
 async def create() -> None:

@@ -6,7 +6,7 @@ from psycopg_pool import ConnectionPool
 
 from tests.incidents.apps import DSN, GUARDED, log
 
-pool = ConnectionPool(DSN, min_size=1, max_size=1, timeout=5, open=False)
+pool = ConnectionPool(DSN, min_size=1, max_size=1, timeout=40, open=False)
 if not GUARDED:
     pool.open()
 
@@ -14,7 +14,7 @@ if not GUARDED:
 def app(environ, start_response):
     with pool.connection() as conn:
         log.write("working", backend=conn.info.backend_pid)
-        conn.execute("SELECT pg_sleep(30)")
+        conn.execute("SELECT pg_sleep(60)")
     start_response("200 OK", [("Content-Length", "2")])
     return [b"ok"]
 
