@@ -25,6 +25,8 @@ from lifeguard.testing import Postgres
 
 ROOT = Path(__file__).parent.parent
 
+pytestmark = pytest.mark.timeout(300)
+
 
 def group_with(*targets: Target) -> Group:
     return Group("g", "a group", "ns", targets=list(targets))
@@ -140,7 +142,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=250,
         check=False,
     )
 
@@ -236,7 +238,7 @@ def test_a_client_counts_what_went_wrong() -> None:
         port = server.getsockname()[1]
         answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", b"", BROKEN]
         threading.Thread(target=answer_each, args=(server, answers), daemon=True).start()
-        shots = clients.shoot(port, "/", connections=1, seconds=1.0)
+        shots = clients.shoot(port, "/", connections=1, seconds=3.0)
     assert len(shots.took) == 1
     assert "the connection was closed" in shots.errors[0]
     assert "HTTP/1.1 500 Oops" in shots.errors

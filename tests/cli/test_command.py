@@ -12,6 +12,8 @@ import pytest
 from lifeguard.cli._demo.scenarios import SCENARIOS
 from lifeguard.cli._notices import both_distributions
 
+pytestmark = pytest.mark.timeout(300)
+
 
 def lifeguard(*args, env=None, code=None):
     argv = ["-c", code] if code else ["-m", "lifeguard.cli"]
@@ -20,7 +22,7 @@ def lifeguard(*args, env=None, code=None):
         env={**os.environ, "COLUMNS": "100", **(env or {})},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         check=False,
     )
 
