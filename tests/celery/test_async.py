@@ -16,7 +16,7 @@ import pytest
 
 from tests.celery.worker import Answer, CeleryWorker, Workers
 
-pytestmark = [pytest.mark.celery, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.celery, pytest.mark.timeout(400)]
 
 POOLS = ["prefork", "threads", "solo"]
 CONCURRENCY = {"prefork": 2, "threads": 4, "solo": 1}
@@ -212,10 +212,16 @@ def test_lost_connections_are_replaced(worker: CeleryWorker) -> None:
             [f"{worker.name}.async"],
         ).fetchone()
     assert ended is not None and ended[0] >= 1
-    for _ in range(2):  # those that were lost may be noticed by a task each
-        worker.gather(worker.send_all("ask", [(0,)] * MAX_SIZE * processes(worker)))
-    answers = worker.gather(worker.send_all("ask", [(n,) for n in range(20)]))
-    assert [answer.result[0] for answer in answers if answer.ok] == list(range(20))
+    failed = 0
+    while True:  # those that were lost may be noticed by a task each
+        answers = worker.gather(worker.send_all("ask", [(n,) for n in range(20)]))
+        assert [answer.result[0] for answer in answers if answer.ok] == [
+            n for n in range(20) if answers[n].ok
+        ]
+        if all(answer.ok for answer in answers):
+            break
+        failed += sum(not answer.ok for answer in answers)
+        assert failed <= ended[0], answers
 
 
 # -- how a task ends ------------------------------------------------------------------------------
@@ -224,7 +230,7 @@ def test_lost_connections_are_replaced(worker: CeleryWorker) -> None:
 def test_a_soft_time_limit_cancels_the_coroutine_and_waits(children: CeleryWorker) -> None:
     """The query is cancelled, the ``finally`` runs to its end, and only then the task has failed.
     The child lives on."""
-    result = children.send("wait", "limit", soft_time_limit=1)
+    result = children.send("wait", "limit", soft_time_limit=3)
     answer = children.gather([result])[0]
     assert (answer.state, type(answer.result).__name__) == ("FAILURE", "SoftTimeLimitExceeded")
     (query,) = events(children, "in the query", name="limit")
@@ -237,7 +243,7 @@ def test_a_soft_time_limit_cancels_the_coroutine_and_waits(children: CeleryWorke
 
 
 def test_a_coroutine_that_swallows_its_cancellation_is_waited_for(children: CeleryWorker) -> None:
-    answer = children.run("swallows", "swallowed", soft_time_limit=1)
+    answer = children.run("swallows", "swallowed", soft_time_limit=3)
     assert (answer.state, type(answer.result).__name__) == ("FAILURE", "SoftTimeLimitExceeded")
     assert len(events(children, "cancelled", name="swallowed")) == 1
     assert len(events(children, "finally ends", name="swallowed")) == 1
@@ -343,7 +349,8 @@ def test_greenlets_run_sync_tasks_and_refuse_async_ones(start: Workers, pool: st
     worker = start("green", pool=pool)
     refused = worker.run("ask_async", 1)
     assert refused.state == "FAILURE"
-    assert f"cannot run under {pool}" in str(refused.result)
+    assert str(refused.result).startswith("ask_async (")
+    assert f"is async and cannot run under {pool}" in str(refused.result)
     assert "--pool threads or prefork" in str(refused.result)
     answers = worker.gather(worker.send_all("ask", [(n,) for n in range(40)]))
     assert [answer.result for answer in answers] == list(range(40))

@@ -192,7 +192,7 @@ def test_an_async_resource_needs_a_loop(app: Celery, guard: Lifeguard) -> None:
 
 
 @pytest.mark.celery
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 def test_what_a_worker_finds_wrong(start: Workers) -> None:
     """An ``async def`` under the plain decorator, whose coroutine Celery would drop, fails with
     the name of the right one. A pool that lifeguard does not know is named in the log, and what
@@ -216,7 +216,7 @@ def test_what_a_worker_finds_wrong(start: Workers) -> None:
 
 
 @pytest.mark.celery
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 def test_an_async_resource_under_greenlets(start: Workers) -> None:
     """There is no thread for its loop. Sync tasks fail with a word as well: the resource is one
     of the worker's."""

@@ -19,7 +19,7 @@ import pytest
 
 from tests.celery.worker import POOLS, CeleryWorker, Workers
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(400)
 
 CHILDREN = 4
 MIN_SIZE, MAX_SIZE = 2, 4
@@ -57,7 +57,7 @@ class Row:
     tasks: int
     cells: dict[str, Cell] = field(default_factory=dict)
 
-    def fill(self, *columns: str, within: float = 30.0) -> Row:
+    def fill(self, *columns: str, within: float = 90.0) -> Row:
         for column in columns:
             self.cells[column] = cell = self._cell(column, within)
             print(f"{self.worker.pool} {column}: {cell}")
@@ -83,7 +83,7 @@ class Row:
         """How many connections are idle: a backend leaves a moment after its client."""
         per_task = self.worker.bare and column in ("default", "kept", "pooled")
         at_most = 0 if per_task else self.bound(column)
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + 30
         while (count := self.worker.idle(column)) > at_most and time.monotonic() < deadline:
             time.sleep(0.02)
         return count
@@ -180,6 +180,7 @@ def bare(start_shared: Workers) -> Row:
     row = Row(start_shared("connections", bare=True), tasks=60)
     row.fill(*(column for column in COLUMNS if column != "import"))
     row.worker.stop()
+    assert row.worker.left() == 0  # and so the log of PostgreSQL is complete
     return row
 
 
@@ -199,7 +200,7 @@ def test_bare_a_native_pool_per_task(bare: Row) -> None:
     where it needs one."""
     cell = bare.cells["pooled"]
     assert cell.is_right()
-    assert cell.opened >= 2 * cell.tasks
+    assert cell.opened > cell.tasks  # the others may be too late for a task that is over
 
 
 @pytest.mark.celery
@@ -216,7 +217,8 @@ def test_bare_nobody_closes_what_a_child_opened(bare: Row) -> None:
     """A pool that is opened where it is needed first: the child ends without closing it."""
     cell = bare.cells["lazy"]
     assert cell.is_right()
-    assert len([line for line in bare.worker.unclean() if ".lazy: " in line]) == cell.opened > 0
+    opened = bare.worker.opened()["lazy"]
+    assert len([line for line in bare.worker.unclean() if ".lazy: " in line]) == opened > 0
 
 
 @pytest.mark.celery

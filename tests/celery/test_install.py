@@ -16,6 +16,7 @@ import pytest
 from celery import Celery, Task, chain, chord, group, shared_task
 from celery.app.trace import build_tracer
 from celery.canvas import Signature
+from pydantic import BaseModel
 
 import lifeguard.celery
 from lifeguard import Lifeguard
@@ -293,6 +294,26 @@ def test_a_task_looks_to_celery_as_it_did(app: Celery, guard: Lifeguard, kind: s
         for wrong in ((), (1, 2)):
             with pytest.raises(TypeError, match="argument"):
                 task.delay(*wrong)
+
+
+class Order(BaseModel):
+    n: int
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_task_that_takes_a_model_gets_one(app: Celery, guard: Lifeguard, kind: str) -> None:
+    """``@app.task(pydantic=True)`` reads the annotations, which are text in this module: their
+    names are looked up where the task was written."""
+
+    def charge(order: Order) -> str:
+        return type(order).__name__
+
+    async def acharge(order: Order) -> str:
+        return type(order).__name__
+
+    decorated = guard.task(charge) if kind == "sync" else lifeguard.celery.task(acharge, guard=guard)
+    app.conf.task_always_eager = True
+    assert app.task(pydantic=True)(decorated).delay({"n": 1}).get() == "Order"
 
 
 def test_a_task_has_its_own_request(app: Celery, guard: Lifeguard) -> None:

@@ -21,6 +21,8 @@ import pytest
 
 from lifeguard.testing import Postgres
 
+pytestmark = pytest.mark.timeout(240)
+
 ROOT = Path(__file__).resolve().parents[2]
 
 DJANGO = [
@@ -120,7 +122,7 @@ class Callers:
         assert self.popen.stdin is not None and self.popen.stdout is not None
         self.popen.stdin.close()
         try:
-            assert self.popen.wait(20) == 0, self.output.read_text()
+            assert self.popen.wait(60) == 0, self.output.read_text()
         finally:
             self.popen.kill()
             self.popen.wait()

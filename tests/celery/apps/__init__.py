@@ -25,7 +25,7 @@ POOL = os.environ["APP_POOL"]
 log = EventLog.from_env()
 
 _gates = Path(os.environ["APP_GATES"])
-_GIVE_UP = 20.0
+_GIVE_UP = 90.0
 
 
 def application_name(suffix: str) -> str:

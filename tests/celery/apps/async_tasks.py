@@ -19,7 +19,7 @@ from tests.celery.apps import celery_app, log, named, wait_at_gate
 
 app = celery_app("async_tasks", task_track_started=True, task_acks_late=False)
 
-SIZES: dict[str, Any] = {"min_size": 1, "max_size": 4, "timeout": 10}
+SIZES: dict[str, Any] = {"min_size": 1, "max_size": 4, "timeout": 40}
 QUESTION = "SELECT %s::int, pg_backend_pid(), pg_sleep(0.002)"
 
 
@@ -175,7 +175,7 @@ async def meet(party: str, size: int) -> int:
     async with adb.get().connection() as conn:
         await conn.execute("SELECT 1")
         log.write("met", party=party)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while sum(event["party"] == party for event in log.read("met")) < size:
                 await asyncio.sleep(0.01)
     return os.getpid()
@@ -219,7 +219,7 @@ async def wait(name: str) -> str:
         async with adb.get().connection() as conn:
             row = await (await conn.execute("SELECT pg_backend_pid()")).fetchone()
             log.write("in the query", name=name, backend=row[0])
-            await conn.execute("SELECT pg_sleep(30)")
+            await conn.execute("SELECT pg_sleep(120)")
     except asyncio.CancelledError:
         log.write("cancelled", name=name)
         raise
@@ -248,7 +248,7 @@ async def swallows(name: str) -> str:
     """It goes on when it is cancelled: people catch too much."""
     try:
         log.write("in the query", name=name)
-        await asyncio.sleep(30)
+        await asyncio.sleep(120)
     except asyncio.CancelledError:
         log.write("cancelled", name=name)
     await asyncio.sleep(0.05)

@@ -21,7 +21,7 @@ from tests.celery.apps import BARE, celery_app, log, named
 app = celery_app("connections")
 
 AT_IMPORT = bool(os.environ.get("APP_IMPORT"))
-SIZES: dict[str, Any] = {"min_size": 2, "max_size": 4, "timeout": 10}
+SIZES: dict[str, Any] = {"min_size": 2, "max_size": 4, "timeout": 40}
 QUESTION = "SELECT %s::int, pg_backend_pid(), pg_sleep(%s)"
 
 at_import = ConnectionPool(named("import"), open=AT_IMPORT, **SIZES)

@@ -22,6 +22,6 @@ DATABASES = {
     "pooled": database(
         DSN,
         application_name=application_name("pooled"),
-        OPTIONS={"pool": {"min_size": 2, "max_size": POOL_SIZE, "timeout": 10}},
+        OPTIONS={"pool": {"min_size": 2, "max_size": POOL_SIZE, "timeout": 40}},
     ),
 }
