@@ -213,7 +213,7 @@ _threads: dict[str, LoopThread] = {}
 class _Job:
     """One coroutine, and the thread that waits for its end."""
 
-    __slots__ = ("args", "error", "func", "jobs", "kwargs", "over", "task", "value")
+    __slots__ = ("args", "began", "error", "func", "jobs", "kwargs", "over", "task", "value")
 
     def __init__(self, func: Any, args: Any, kwargs: dict[str, Any], jobs: set[_Job]) -> None:
         self.func = func
@@ -221,6 +221,7 @@ class _Job:
         self.kwargs = kwargs
         self.jobs = jobs
         self.over = Latch()
+        self.began = False
         self.task: asyncio.Task[None] | None = None
         self.value: Any = None
         self.error: BaseException | None = None
@@ -233,18 +234,23 @@ class _Job:
     def cancel(self) -> None:
         if self.task is not None:
             self.task.cancel()
-        else:  # interrupted before it was even handed over
-            self.over.set()
+        if not self.began:  # and never will: nothing of it runs, not even a `finally`
+            self.error = asyncio.CancelledError()
+            self._is_over()
+
+    def _is_over(self) -> None:
+        self.jobs.discard(self)
+        self.over.set()
 
     async def _run(self) -> None:
+        self.began = True
         # A SystemExit that leaves a task would stop the loop, with everybody's work on it.
         try:
             self.value = await self.func(*self.args, **self.kwargs)
         except BaseException as exc:
             self.error = exc
         finally:
-            self.jobs.discard(self)
-            self.over.set()
+            self._is_over()
 
     def result(self) -> Any:
         error, self.error = self.error, None

@@ -166,7 +166,6 @@ def _task_on_loop(guard: Lifeguard, func: Any) -> Any:
         finally:
             requests.carried.reset(token)
 
-    del lifeguard_task.__wrapped__
     mark_task(guard, lifeguard_task, func)
     prepare(guard, lifeguard_task, func)
     return lifeguard_task

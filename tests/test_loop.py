@@ -236,6 +236,55 @@ def test_what_interrupts_before_the_coroutine_has_begun_goes_on_at_once(
     assert home.run(work, (), {}) == 5
 
 
+def test_what_interrupts_a_coroutine_that_is_handed_over_but_has_not_begun(
+    guard: Lifeguard,
+    home: LoopThread,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The loop is busy, and the time limit comes first: nothing of the coroutine runs, nobody
+    waits for its end, and the log says nothing that is not so."""
+
+    class SoftLimit(Exception): ...
+
+    blocked, gate = threading.Event(), threading.Event()
+    ran: list[int] = []
+
+    def block() -> None:
+        blocked.set()
+        gate.wait(20)
+
+    async def work() -> int:
+        ran.append(1)
+        return 5
+
+    work = guard.task(work)
+    assert home.run(work, (), {}) == 5
+    assert home.loop is not None
+    call_soon = home.loop.call_soon_threadsafe
+    call_soon(block)
+    blocked.wait(20)
+
+    def interrupted(*start: Any) -> None:
+        call_soon(*start)
+        monkeypatch.setattr(home.loop, "call_soon_threadsafe", cancelled)
+        raise SoftLimit
+
+    def cancelled(*cancel: Any) -> None:
+        monkeypatch.undo()
+        call_soon(*cancel)
+        gate.set()
+
+    guard.grace = 5
+    monkeypatch.setattr(home.loop, "call_soon_threadsafe", interrupted)
+    with pytest.raises(SoftLimit):
+        home.run(work, (), {})
+    assert caplog.text == ""
+    assert home._jobs == set()
+    assert home.run(work, (), {}) == 5
+    assert ran == [1, 1]
+
+
 def test_it_refuses_to_block_a_running_loop(guard: Lifeguard, home: LoopThread) -> None:
     """Called in a coroutine (an eager task in an async view), it says what to do instead."""
 

@@ -311,7 +311,9 @@ def test_a_task_that_takes_a_model_gets_one(app: Celery, guard: Lifeguard, kind:
     async def acharge(order: Order) -> str:
         return type(order).__name__
 
-    decorated = guard.task(charge) if kind == "sync" else lifeguard.celery.task(acharge, guard=guard)
+    decorated = (
+        guard.task(charge) if kind == "sync" else lifeguard.celery.task(acharge, guard=guard)
+    )
     app.conf.task_always_eager = True
     assert app.task(pydantic=True)(decorated).delay({"n": 1}).get() == "Order"
 
