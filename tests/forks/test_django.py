@@ -22,7 +22,7 @@ from tests.support.overlay import overlay
 
 CODE = "from tests.forks.apps import django_child; django_child.main()"
 SCENARIOS = {
-    "another_threads_transaction": {"same": True, "apart": True},
+    "another_threads_transaction": {"same": True, "apart": True, "goes on": True},
     "forked_by_a_thread": {"same": True, "apart": True},
     "a_transaction": {"same": True, "child": [False, [], False], "done": True},
     "asgirefs_thread": {"same": True, "apart": True},

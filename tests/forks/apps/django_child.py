@@ -64,16 +64,20 @@ django.setup()
 ALIASES = ("default", "native")
 
 
-def query(alias: str = "default") -> int:
+def query(alias: str = "default", what: str = "pg_backend_pid()") -> int:
     """The backend that answers."""
     with connections[alias].cursor() as cursor:
-        cursor.execute("SELECT pg_backend_pid()")
-        backend: int = cursor.fetchone()[0]
-    return backend
+        cursor.execute(f"SELECT {what}")
+        answer: int = cursor.fetchone()[0]
+    return answer
 
 
 def queries() -> list[int]:
     return [query(alias) for alias in ALIASES]
+
+
+def transactions() -> list[int]:
+    return [query(alias, "txid_current()") for alias in ALIASES]
 
 
 @contextlib.contextmanager
@@ -93,19 +97,26 @@ def in_thread(work: Callable[[threading.Event, threading.Event], None]) -> Itera
 def another_threads_transaction() -> dict[str, Any]:
     """A thread is in the middle of a transaction while this one forks."""
     seen: list[list[int]] = []
+    inside: list[list[int]] = []
 
     def work(ready: threading.Event, go_on: threading.Event) -> None:
         with contextlib.ExitStack() as stack:
             for alias in ALIASES:
                 stack.enter_context(atomic(alias))
             seen.append(queries())
+            inside.append(transactions())
             ready.set()
             go_on.wait(20)
+            inside.append(transactions())
             seen.append(queries())
 
     with in_thread(work):
         theirs = in_child(queries)
-    return {"same": seen[0] == seen[1], "apart": not {*theirs} & {*seen[0]}}
+    return {
+        "same": seen[0] == seen[1],
+        "apart": not {*theirs} & {*seen[0]},
+        "goes on": inside[0] == inside[1],
+    }
 
 
 def forked_by_a_thread() -> dict[str, Any]:
