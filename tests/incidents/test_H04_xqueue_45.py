@@ -13,13 +13,13 @@ from lifeguard.testing import Postgres
 from tests.incidents.seeds.deploying import database
 from tests.incidents.serving import Sides
 
-LIMIT, SUBMISSIONS = 16, 40
+LIMIT, SUBMISSIONS = 24, 60
 
 
 def test_incident_H04(sides: Sides, pg: Postgres, appname: str) -> None:
-    """40 submissions, 4 threads at a time, and a database that gives 16 connections.
+    """60 submissions, 4 threads at a time, and a database that gives 24 connections.
 
-    Bare, it refuses whoever comes after the 16th thread. Guarded, by the installed app alone,
+    Bare, it refuses whoever comes after the 24th thread. Guarded, by the installed app alone,
     all submissions are graded.
     """
     with database(pg, "h04", limit=LIMIT) as db:

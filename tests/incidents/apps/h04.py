@@ -8,7 +8,7 @@ import threading
 from tests.incidents.apps import log
 from tests.incidents.apps.django_site import configure
 
-ROUNDS, THREADS = 10, 4
+ROUNDS, THREADS = 15, 4
 
 gc.disable()  # on high load it comes too late, and with many long-lived objects hardly ever
 configure(__name__)
