@@ -31,6 +31,13 @@ def tmp_path():
         yield pathlib.Path(name)
 
 
+@pytest.fixture(autouse=True)
+def _time(monkeypatch):
+    """A machine that is busy with other tests starts a server late."""
+    monkeypatch.setattr(servers, "START_WITHIN", 90)
+    monkeypatch.setattr(servers, "STOP_WITHIN", 60)
+
+
 @contextlib.contextmanager
 def demo(pg, tmp_path, *args):
     env = {**os.environ, "LIFEGUARD_DSN": pg.dsn, "TMPDIR": str(tmp_path)}
