@@ -349,7 +349,7 @@ def test_greenlets_run_sync_tasks_and_refuse_async_ones(start: Workers, pool: st
     worker = start("green", pool=pool)
     refused = worker.run("ask_async", 1)
     assert refused.state == "FAILURE"
-    assert str(refused.result).startswith("ask_async (")
+    assert str(refused.result).startswith("tests.celery.apps.green.ask_async (")
     assert f"is async and cannot run under {pool}" in str(refused.result)
     assert "--pool threads or prefork" in str(refused.result)
     answers = worker.gather(worker.send_all("ask", [(n,) for n in range(40)]))
