@@ -23,7 +23,7 @@ from tests.threads.kinds import DjangoAge0
 from tests.threads.ways import WAYS
 
 ROOT = Path(__file__).resolve().parents[2]
-WITHIN = 50.0
+WITHIN = 200.0
 
 OVERLAYS = {"APScheduler 4": "apscheduler4"}
 

@@ -149,6 +149,10 @@ class DjangoPool(Django):
 
         # Read when the pool is made, which is at the first connection of the cell.
         connections.settings["default"]["OPTIONS"]["pool"]["timeout"] = timeout
+        if not self.guarded:  # as in the others: no job waits for the first connections
+            pool = connections["default"].pool
+            pool.open()
+            pool.wait(60)
         return []
 
     def database(self) -> dict[str, Any]:

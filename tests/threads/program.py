@@ -26,9 +26,9 @@ from tests.support.eventlog import EventLog
 from tests.threads.kinds import KINDS, POOL, TABLE, settled
 
 BARE_JOBS = 20
-TIMEOUT, BARE_TIMEOUT = 10.0, 0.2
+TIMEOUT, BARE_TIMEOUT = 60.0, 0.2
 """Seconds to wait for a connection of a pool. Bare there are none: it is not worth the wait."""
-SETTLED_WITHIN = 10.0
+SETTLED_WITHIN = 30.0
 
 
 class Column:

@@ -24,7 +24,7 @@ import anyio.to_thread
 import lifeguard
 from tests.threads.kinds import KINDS, JobFailed, Kind
 
-WITHIN = 20.0
+WITHIN = 60.0
 THREADS = 16
 
 Run = Callable[[Iterable[int]], None]
@@ -45,7 +45,7 @@ class Cell:
         self.backends: set[int] = set()
         self.kept: list[object] = []
         self._meeting = threading.Barrier(threads)
-        self._met: set[int] = set()
+        self._lock = threading.Lock()
 
     def job(self, number: int) -> int:
         """The job. The first ones meet: each of them is in a thread of its own."""
@@ -56,13 +56,17 @@ class Cell:
                 self.kind.age()
             backend = self.kind.work(fail=number % self.one_fails_in == 0)
         except Exception as exc:
-            self.outcomes[type(exc).__name__] += 1
+            self.note(type(exc).__name__)
             if isinstance(exc, JobFailed):
                 self.backends.add(exc.args[0])
             raise
-        self.outcomes["done"] += 1
+        self.note("done")
         self.backends.add(backend)
         return backend
+
+    def note(self, outcome: str) -> None:
+        with self._lock:
+            self.outcomes[outcome] += 1
 
     def quiet_job(self, number: int) -> None:
         """For ways in which an exception would end the thread."""
@@ -360,7 +364,7 @@ def scheduler3(cell: Cell, executor: Any, job: Callable[[int], Any]) -> Iterator
     def on_end(event: Any) -> None:
         if isinstance(event.retval, tuple):  # of a process, whose cell is not ours
             outcome, backend = event.retval
-            cell.outcomes[outcome] += 1
+            cell.note(outcome)
             if backend:
                 cell.backends.add(backend)
         ended.release()
