@@ -17,6 +17,13 @@ from tests.support.tls import tls_postgres
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test of a module waits for all that a program does, and for an overlay."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(300))
+
+
 @pytest.fixture(scope="session")
 def pg_with_tls() -> Iterator[Postgres]:
     with tls_postgres() as server:
@@ -54,7 +61,7 @@ class Program:
     def said(self) -> str:
         return self.output.read_text(errors="replace")
 
-    def wait(self, timeout: float = 40.0) -> int:
+    def wait(self, timeout: float = 120.0) -> int:
         """Its exit status. One that hangs is a failure."""
         try:
             return self.popen.wait(timeout)

@@ -172,7 +172,7 @@ def test_two_asgi_apps_on_one_guard(
 ) -> None:
     """They share one worker, which the last one closes: the other goes on with its pool open, and
     with the pool of the one that has ended."""
-    pools = [ConnectionPool(dsn, open=False, min_size=1, max_size=1, timeout=5) for _ in range(2)]
+    pools = [ConnectionPool(dsn, open=False, min_size=1, max_size=1, timeout=60) for _ in range(2)]
 
     async def main() -> None:
         sites = [Site(guard.wrap(asgi_app(pool), resources=[pool])) for pool in pools]
@@ -194,7 +194,7 @@ def test_an_asgi_and_a_wsgi_app_on_one_guard(
 ) -> None:
     """The ASGI app's lifespan ends first, and with it the worker, for a WSGI app has no end to wait
     for. The next request of the WSGI app opens it again; nothing is left at the end."""
-    pools = [ConnectionPool(dsn, open=False, min_size=1, max_size=1, timeout=5) for _ in range(2)]
+    pools = [ConnectionPool(dsn, open=False, min_size=1, max_size=1, timeout=60) for _ in range(2)]
     plain = guard.wrap(wsgi_app(pools[1]), resources=[pools[1]])
 
     async def main() -> None:
@@ -246,13 +246,13 @@ ABRUPT = """
             log.write("child is up")
             if who == "child":
                 os._exit(3)
-            log.wait_count("go", 1, timeout=30)
+            log.wait_count("go", 1, timeout=60)
             os._exit(0)
         log.write("parent is up", child=child)
         if who == "parent":
-            log.wait_count("child is up", 1, timeout=30)
+            log.wait_count("child is up", 1, timeout=60)
             os._exit(4)
-        log.wait_count("go", 1, timeout=30)
+        log.wait_count("go", 1, timeout=60)
         ask()
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         log.write("parent goes on", status=status)
@@ -268,8 +268,8 @@ def test_one_that_ends_on_the_spot(
     the other lives, and the other keeps its own. Also those of a connection without a pool."""
     program = start("-c", textwrap.dedent(ABRUPT), kind, who)
     log = program.log
-    assert log.wait_count("child is up", 1, timeout=30) == 1, program.said()
-    assert log.wait_count("parent is up", 1, timeout=30) == 1, program.said()
+    assert log.wait_count("child is up", 1, timeout=60) == 1, program.said()
+    assert log.wait_count("parent is up", 1, timeout=60) == 1, program.said()
     if who == "killed parent":
         program.popen.kill()
     of_child = 3 if kind == "uses" else 0

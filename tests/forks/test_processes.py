@@ -84,7 +84,7 @@ def _run(method: str, server: Postgres, log: EventLog, output: Path) -> Run:
             start_new_session=True,
         )
     try:
-        status = program.wait(80)
+        status = program.wait(200)
     except subprocess.TimeoutExpired:
         status = None
     finally:

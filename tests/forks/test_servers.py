@@ -14,6 +14,7 @@ import pytest
 
 from lifeguard.testing import Postgres
 from tests.forks.conftest import Program, Start
+from tests.support.ports import free_port
 
 APP = "tests.forks.apps.preloaded"
 GUNICORN = "-m gunicorn {app} --bind 127.0.0.1:{port} --workers 2 --preload --no-control-socket"
@@ -41,7 +42,7 @@ class Site:
         self.port = port
 
     def get(self, path: str) -> Any:
-        response = httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=20, trust_env=False)
+        response = httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=60, trust_env=False)
         assert response.status_code == 200, f"{response.text}\n{self.program.said()}"
         return response.json()
 
@@ -55,12 +56,10 @@ def serve(start: Start) -> Any:
     def serve(server: str, **environ: str) -> Site:
         import shlex
 
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
+        port = free_port()
         line, kind = SERVERS[server].split("|")
         program = start(*shlex.split(line.format(app=f"{APP}:{kind}", port=port)), **environ)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline and program.popen.poll() is None:
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
@@ -79,7 +78,7 @@ def test_a_pool_that_was_open_before_the_server_forked(
     connection is as it was. Each worker says once that the pool was open before the fork."""
     site = serve(server, **QUIET.get(server, {}))
     answers: list[dict[str, Any]] = []
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while len({answer["pid"] for answer in answers}) < 2 and time.monotonic() < deadline:
         answers += site.many(100 * len(answers), 40)
     assert all(answer["right"] for answer in answers)

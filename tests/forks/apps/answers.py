@@ -55,7 +55,7 @@ async def bare_async_connection() -> AsyncIterator[Any]:
 
 def make() -> Any:
     """What is shared: a pool that is not open yet, or a function that connects."""
-    least: dict[str, Any] = {"open": False, "max_size": 1, "timeout": 20}
+    least: dict[str, Any] = {"open": False, "max_size": 1, "timeout": 60}
     match KIND:
         case "sync":
             return ConnectionPool(DSN, min_size=1, **least)
@@ -144,7 +144,7 @@ def note(number: int, row: Any) -> None:
 def at_once() -> None:
     """Wait until all three are here."""
     log.write("up")
-    log.wait_count("up", 3, timeout=20)
+    log.wait_count("up", 3, timeout=60)
 
 
 def questions(first: int, count: int) -> None:

@@ -42,7 +42,7 @@ DSN = os.environ["APP_DSN"]
 BARE = bool(os.environ.get("APP_BARE"))
 log = EventLog.from_env()
 HAS_POOLS = django.VERSION >= (5, 1) and os.environ.get("APP_DRIVER") != "psycopg2"
-POOL = {"min_size": 1, "max_size": 2, "timeout": 10}
+POOL = {"min_size": 1, "max_size": 2, "timeout": 60}
 
 if os.environ.get("APP_DRIVER") == "psycopg2":  # Django takes psycopg 3 where both are installed
     psycopg, sys.modules["psycopg"] = sys.modules["psycopg"], None  # type: ignore[assignment]
@@ -290,7 +290,7 @@ def the_end_of_a_child() -> dict[str, Any]:
     queries()
     process = multiprocessing.get_context("fork").Process(target=short_lived)
     process.start()
-    process.join(20)
+    process.join(60)
     closed = [event["alias"] for event in log.read("closing") if event.pid == process.pid]
     return {"closed": sorted(closed), "status": process.exitcode}
 
@@ -312,7 +312,7 @@ def a_parent_that_is_killed() -> dict[str, Any]:
     os.close(hold)
     (event,) = log.read("orphans")
     log.write("look", backends=event["backends"])
-    log.wait_count("looked", 1, timeout=20)
+    log.wait_count("looked", 1, timeout=60)
     os.close(told)
     return {}
 

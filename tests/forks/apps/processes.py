@@ -56,7 +56,7 @@ settings.configure(
     INSTALLED_APPS=[] if BARE else ["lifeguard.django"],
     DATABASES={
         "default": database(DSN, CONN_MAX_AGE=60),
-        "native": database(DSN, OPTIONS={"pool": {"min_size": 1, "max_size": 2, "timeout": 10}}),
+        "native": database(DSN, OPTIONS={"pool": {"min_size": 1, "max_size": 2, "timeout": 60}}),
     },
     LIFEGUARD={"GUARD": f"{__name__}.guard"},
     SECRET_KEY="test",
@@ -64,7 +64,7 @@ settings.configure(
 )
 django.setup()
 
-pool: Any = ConnectionPool(DSN, open=False, min_size=1, max_size=2, timeout=20)
+pool: Any = ConnectionPool(DSN, open=False, min_size=1, max_size=2, timeout=60)
 engine = sqlalchemy.create_engine(
     sqlalchemy.URL.create("postgresql+psycopg", query={}),
     creator=lambda: psycopg.connect(DSN),
@@ -134,7 +134,7 @@ def start(way: str) -> None:
     if METHOD != "fork":  # a process that inherits nothing has to open what the parent has
         still_open.enter_context(opened())
     log.write(f"up-{way}")
-    log.wait_count(f"up-{way}", CHILDREN, timeout=20)
+    log.wait_count(f"up-{way}", CHILDREN, timeout=60)
 
 
 still_open = contextlib.ExitStack()
