@@ -370,6 +370,7 @@ def test_an_engine_that_was_used_at_import(
 # -- versions -------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(600)
 def test_sqlalchemy_2_0() -> None:
     """These tests and the contract once more, with the oldest SQLAlchemy that lifeguard knows."""
     if sqlalchemy.__version__.startswith("2.0."):
@@ -383,7 +384,7 @@ def test_sqlalchemy_2_0() -> None:
         env={**os.environ, "PYTHONPATH": f"{overlay('sqlalchemy20')}:{root}"},
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stdout
