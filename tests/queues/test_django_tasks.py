@@ -88,10 +88,10 @@ def test_a_task_that_is_called_inline_leaves_its_caller_alone(
 
 def test_a_worker_has_what_its_tasks_left_back(run: Run, pg: Postgres) -> None:
     """Connections that a task borrows and keeps, and Django's in threads that a task starts."""
-    jobs = [*KEEPERS, *SELECTS, ("inner", 1), ("inner", 2)]
+    jobs = [*KEEPERS, *SELECTS, ("inner", 1), ("inner", 2), ("until_told_to_stop",)]
     guarded = run(jobs=jobs)
     bare = run(jobs=[("inner", 1), *KEEPERS], bare=True)
-    guarded.wait_for("asked", 2)
+    guarded.wait_for("waiting")
     assert [event["n"] for event in guarded.events("answered")] == list(range(5))
     assert guarded.count("ended") == 5
     assert guarded.count("ended keep") == 3

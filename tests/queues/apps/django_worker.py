@@ -75,6 +75,15 @@ def keep_sync(how: str) -> None:
 
 @django_tasks.task
 @task
+def until_told_to_stop() -> None:
+    """Where no task runs, db_worker's handler raises SystemExit, wherever that may be."""
+    LOG.write("waiting")
+    while not LOG.count("told"):
+        threading.Event().wait(0.05)
+
+
+@django_tasks.task
+@task
 async def keep(how: str) -> None:
     await jobs.keep(how)
 
