@@ -83,7 +83,7 @@ def wait_until_none_is_below(tmp_path):
 
 def test_one_scenario_to_the_end(pg, tmp_path):
     page = tmp_path / "out" / "demo.html"
-    args = ("--scenario", "wsgi", "--seconds", "5", "--json", "--html", str(page))
+    args = ("--scenario", "wsgi", "--seconds", "10", "--json", "--html", str(page))
     with demo(pg, tmp_path, *args) as process:
         stdout, stderr = process.communicate(timeout=150)
     assert process.returncode == 0, stderr
@@ -187,7 +187,7 @@ def test_a_guarded_side_that_does_not_guard_is_exit_status_1(pg, tmp_path, monke
     wsgi = BY_NAME["wsgi"]
     unguarded = dataclasses.replace(wsgi, server=(*wsgi.server, "--env", "GUARDED="))
     page = tmp_path / "demo.html"
-    assert command.run((unguarded,), seconds=5, as_json=True, page=page) == 1
+    assert command.run((unguarded,), seconds=10, as_json=True, page=page) == 1
     out, err = capsys.readouterr()
     assert json.loads(out)["ok"] is False
     assert json.loads(out)["scenarios"][0]["guarded"]["verdict"] == "broken"
