@@ -84,7 +84,10 @@ def ended_well(worker: CeleryWorker, killed: frozenset[int] = frozenset()) -> No
         first = next(n for n, event in enumerate(events) if event.event == "close")
         late = [event for event in events[first:] if event.event != "close"]
         assert late == [], story(worker, pid)
-        assert ("farewell" in {event.event for event in events}) == (worker.pool == "prefork")
+        # From two handlers of the project's, before all others and after. Not where Celery sends
+        # no signal: at a cold shutdown of the other pools.
+        farewells = sum(event.event == "farewell" for event in events)
+        assert farewells in ({2} if worker.pool == "prefork" else {0, 2}), story(worker, pid)
 
 
 def story(worker: CeleryWorker, pid: int | None = None) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from celery import Task
 from celery.exceptions import Ignore, Reject
-from celery.signals import worker_process_shutdown
+from celery.signals import worker_process_shutdown, worker_shutdown
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
@@ -49,13 +49,20 @@ def db() -> Iterator[ConnectionPool[Any]]:
     log.write("close", what="db")
 
 
-@worker_process_shutdown.connect
 def farewell(**_: Any) -> None:
-    """A project's own handler, which was there before any other: what is open is open for it."""
+    """A project's own handler: what is open is open for it."""
     if not BARE and os.getpid() in _opened_in:
         with pool().connection() as conn:
             conn.execute("SELECT 'farewell'")
         log.write("farewell")
+
+
+def late_farewell(**_: Any) -> None:
+    farewell()
+
+
+for signal in (worker_process_shutdown, worker_shutdown):
+    signal.connect(farewell)  # before all others, and the other one after them: see the end
 
 
 if BARE:
@@ -155,3 +162,6 @@ def end(self: Any, how: str, name: str, key: str) -> Any:
 
 work_task = app.task(bind=True, name="work", base=Base)(task(work))
 loud_task = app.task(bind=True, name="loud", base=LoudTask)(task(work))
+
+for signal in (worker_process_shutdown, worker_shutdown):
+    signal.connect(late_farewell)
