@@ -7,6 +7,8 @@ worker does with them is in the other files of this folder.
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -366,3 +368,44 @@ def test_a_report_names_the_task(
     for report in reports:
         assert "charge" in report and __file__.rpartition("/")[2] in report
     guard._worker.end()  # before anybody counts what is left
+
+
+# -- a worker inside of a program -----------------------------------------------------------------
+
+INSIDE = """
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
+import lifeguard.celery
+
+app = Celery("shop", broker="memory://", backend="cache+memory://")
+
+@lifeguard.resource
+async def db():
+    print("open", flush=True)
+    yield 5
+    print("close", flush=True)
+
+@app.task
+@lifeguard.task
+def charge():
+    return db.get()
+
+with start_worker(app, perform_ping_check=False, loglevel="CRITICAL") as worker:
+    print(charge.delay().get(timeout=20), flush=True)
+    worker.stop()
+print("the process goes on", flush=True)
+try:
+    charge()
+except TypeError as exc:
+    print("is async: open it where there is an event loop" in str(exc), flush=True)
+"""
+
+
+@pytest.mark.celery
+def test_a_worker_that_is_stopped_inside_of_a_program_closes() -> None:
+    """The process lives on, without what the worker had open, and without its loop."""
+    result = subprocess.run(
+        [sys.executable, "-c", INSIDE], capture_output=True, text=True, timeout=55, check=False
+    )
+    said = ["open", "5", "close", "the process goes on", "True"]
+    assert result.stdout.split("\n")[:-1] == said, result.stderr
