@@ -21,10 +21,13 @@ from celery.result import AsyncResult
 from tests.celery.worker import POOLS, CeleryWorker, Workers
 from tests.support.eventlog import Event
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(400)
 
 OPENED = ["settings", "db"]
 CLOSED = OPENED[::-1]
+
+LIMIT = 3.0
+"""A time limit that is not over before its task is in the middle of its work."""
 
 _names = itertools.count(1)
 
@@ -55,7 +58,7 @@ def runs(worker: CeleryWorker, name: str) -> list[Run]:
     ]
 
 
-def over(worker: CeleryWorker, name: str, *, executions: int = 1, timeout: float = 15.0) -> None:
+def over(worker: CeleryWorker, name: str, *, executions: int = 1, timeout: float = 60.0) -> None:
     """Wait until each execution of the task of this name is over, and as it should be."""
     deadline = time.monotonic() + timeout
     while True:
@@ -225,7 +228,7 @@ def test_a_task_wants_to_exit(pool: str, how: str, shared: Shared) -> None:
 def test_soft_time_limit(shared: Shared) -> None:
     """SoftTimeLimitExceeded is an exception like others, and the child lives on."""
     worker = shared("prefork")
-    name, result, pid = busy(worker, soft_time_limit=0.5)
+    name, result, pid = busy(worker, soft_time_limit=LIMIT)
     assert worker.gather([result])[0].state == "FAILURE"
     over(worker, name)
     assert pid in worker.children()
@@ -235,7 +238,7 @@ def test_soft_time_limit(shared: Shared) -> None:
 def test_hard_time_limit_of_gevent(shared: Shared) -> None:
     """There it is an exception as well, raised in the task's greenlet."""
     worker = shared("gevent")
-    name, result, _ = busy(worker, time_limit=0.5)
+    name, result, _ = busy(worker, time_limit=LIMIT)
     assert worker.gather([result])[0].state == "FAILURE"
     over(worker, name)
 
@@ -286,7 +289,7 @@ def test_a_child_ends(how: str, shared: Shared) -> None:
         worker.send("work", how, name)
         over(worker, name)
         pid = runs(worker, name)[0].start.pid
-    has_left(worker, pid, timeout=15)
+    has_left(worker, pid, timeout=60)
     closes = [event["what"] for event in worker.log.read("close") if event.pid == pid]
     assert closes == CLOSED
     assert worker.run("work", "success").ok
@@ -295,7 +298,7 @@ def test_a_child_ends(how: str, shared: Shared) -> None:
 @pytest.mark.celery
 @pytest.mark.parametrize("how", ["SIGKILL", "revoke", "os._exit", "hard limit"])
 def test_a_child_is_killed(how: str, shared: Shared) -> None:
-    """No Python runs in it any more. Its connections end although one is in a query of 20 s, and
+    """No Python runs in it any more. Its connections end although one is in a long query, and
     the worker goes on. (A hard time limit is a SIGTERM, and 0.1 s later a SIGKILL: the unit may be
     over, or not.)"""
     worker = shared("prefork")
@@ -305,14 +308,14 @@ def test_a_child_is_killed(how: str, shared: Shared) -> None:
         worker.wait_until(lambda: bool(runs(worker, name)), "its start")
         pid = runs(worker, name)[0].start.pid
     else:
-        limit = {"time_limit": 0.5} if how == "hard limit" else {}
+        limit = {"time_limit": LIMIT} if how == "hard limit" else {}
         name, result, pid = busy(worker, "busy in a query", **limit)
         if how == "SIGKILL":
             worker.send_signal(signal.SIGKILL, pid)
         elif how == "revoke":
             worker.revoke(result, "SIGKILL")
     shared.killed["prefork"].add(pid)
-    has_left(worker, pid, timeout=10)
+    has_left(worker, pid, timeout=60)
     (run,) = runs(worker, name)
     assert run.events.count("callback") <= (how == "hard limit")
     assert worker.run("work", "success").ok
@@ -449,7 +452,7 @@ def test_the_parent_is_killed(start: Workers) -> None:
     name, _, pid = busy(worker, "busy in a query")
     worker.send_signal(signal.SIGKILL)
     worker.wait()
-    worker.wait_until(lambda: backends(worker, pid) == 0, "the end of its backends", 10)
+    worker.wait_until(lambda: backends(worker, pid) == 0, "the end of its backends", 60)
     (run,) = runs(worker, name)
     assert run.events == ["start", "busy"]
     gone(worker, frozenset({pid}))
@@ -479,6 +482,7 @@ def test_bare(start: Workers) -> None:
         "SystemExit": ["finally"],
     }
     assert worker.log.read("close") == []
+    assert worker.left() == 0
     assert worker.unclean() != []
 
 

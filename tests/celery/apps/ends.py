@@ -42,7 +42,7 @@ def settings() -> Iterator[str]:
 
 
 def db() -> Iterator[ConnectionPool[Any]]:
-    sizes: Any = {"min_size": 1, "max_size": 2, "timeout": 10}
+    sizes: Any = {"min_size": 1, "max_size": 2, "timeout": 40}
     with ConnectionPool(named("db"), open=False, configure=say_connected, **sizes) as pool:
         log.write("open", what="db")
         yield pool
@@ -63,7 +63,6 @@ def late_farewell(**_: Any) -> None:
 
 for signal in (worker_process_shutdown, worker_shutdown):
     signal.connect(farewell)  # before all others, and the other one after them: see the end
-
 
 if BARE:
     _stack = contextlib.ExitStack()
@@ -119,7 +118,7 @@ def work(self: Any, how: str, name: str = "") -> Any:
             assert row == (how,)
             if how == "busy in a query":
                 log.write("busy", key=key)
-                conn.execute("SELECT pg_sleep(20)")
+                conn.execute("SELECT pg_sleep(120)")
         return end(self, how, name, key)
     finally:
         log.write("finally", key=key, how=how)
