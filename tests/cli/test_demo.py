@@ -109,7 +109,7 @@ def test_one_scenario_to_the_end(pg, tmp_path):
 def test_four_broken_streams_stop_django_bare_and_not_guarded(pg, monkeypatch, capsys):
     """The users of the bare site get PoolTimeouts only, from the fourth broken export on."""
     monkeypatch.setenv("LIFEGUARD_DSN", pg.dsn)
-    assert command.run((BY_NAME["django"],), seconds=6, as_json=True, page=None) == 0
+    assert command.run((BY_NAME["django"],), seconds=8, as_json=True, page=None) == 0
     (scenario,) = json.loads(capsys.readouterr().out)["scenarios"]
     bare, guarded = scenario["bare"], scenario["guarded"]
     assert bare["ended_early"] == guarded["ended_early"] == 4
@@ -145,8 +145,8 @@ def test_a_worker_that_is_never_ready_is_told_with_its_log(pg, monkeypatch, caps
 
 
 def long_after(side):
-    """The last export breaks off at half of the six seconds."""
-    return next(sample for sample in side["samples"] if sample["at"] > 4.5)
+    """The last export breaks off at half of the eight seconds."""
+    return next(sample for sample in side["samples"] if sample["at"] > 6.5)
 
 
 class Loads(html.parser.HTMLParser):
