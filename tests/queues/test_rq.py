@@ -6,9 +6,11 @@ parent has open is open in each of them as well.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +19,7 @@ import redis
 from rq import Queue
 from rq.job import Job
 
+import lifeguard.rq
 from lifeguard.testing import Postgres
 from tests.queues.worker import Worker, Workers
 
@@ -181,3 +184,38 @@ def test_a_guard_and_resources_of_ones_own(start: Workers, queue: Queue) -> None
     assert opened.pid == seen.pid == closed.pid == worker.pid
     assert opened.at < seen.at < closed.at
     assert seen["in_unit"]
+
+
+def test_a_worker_inside_of_a_test_closes_what_it_opened(
+    queue: Queue, connection: redis.Redis
+) -> None:
+    """SimpleWorker in a burst, as RQ's guide to testing has it: twice in one process, which lives
+    on. A job's arguments go with it, without the garbage collector."""
+    noted: list[str] = []
+
+    class Noted:
+        def __enter__(self) -> None:
+            noted.append("opened")
+
+        def __exit__(self, *exc_info: object) -> None:
+            noted.append("closed")
+
+    class Worker(lifeguard.rq.SimpleWorker):
+        guard = lifeguard.Lifeguard()
+        resources = [Noted()]
+
+        def execute_job(self, job: Job, queue: Queue) -> None:
+            jobs.append(weakref.ref(job))
+            super().execute_job(job, queue)
+
+    jobs: list[weakref.ref[Job]] = []
+    gc.disable()
+    try:
+        for _ in range(2):
+            queue.enqueue(abs, -1)
+            Worker([queue], connection=connection).work(burst=True)
+            noted.append("goes on")
+        assert [job() for job in jobs] == [None, None]
+    finally:
+        gc.enable()
+    assert noted == ["opened", "closed", "goes on"] * 2
