@@ -56,11 +56,18 @@ async def cancelled_give_back(dsn: str, *, guarded: bool, timeout: float) -> boo
         other = asyncio.create_task(get(app))
         await shop.connecting.wait()  # and holds the lock of the pool
         first.incoming.put_nowait({"type": "http.request", "body": b"", "more_body": False})
-        for _ in range(50):  # commit and reset take a few turns of the loop and an answer
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(40):  # commit and reset take an answer each
+            while not waiting_for(shop.pool):
+                await asyncio.sleep(0.01)
         task.cancel()
         await asyncio.sleep(0)
         shop.go_on.set()
         await asyncio.wait([task])
         assert await other == "ok"
         return await serves_all(shop.pool, timeout)
+
+
+def waiting_for(pool: AsyncNullConnectionPool[Any]) -> bool:
+    """Whether somebody waits for the pool's lock. It has no name for that."""
+    lock: Any = pool._lock
+    return bool(lock._waiters)
