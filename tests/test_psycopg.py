@@ -656,3 +656,30 @@ def test_a_pool_with_settings_made_by_functions(
 
     asyncio.run(main())
     assert pg.wait_count(0, prefix=appname) == 0
+
+
+def test_a_pool_that_a_resource_yields_is_open_to_the_end_of_the_worker(dsn: str) -> None:
+    """A program that just ends: the pool closes after what was opened with it, and may use it."""
+    lines, _ = script(
+        """
+        import sys
+        import lifeguard
+        from psycopg_pool import ConnectionPool
+
+        @lifeguard.resource
+        def db():
+            with ConnectionPool(sys.argv[1], min_size=1, open=True) as pool:
+                yield pool
+
+        @lifeguard.resource
+        def last_words():
+            yield
+            with db.get().connection() as conn:
+                print(conn.execute("SELECT 9").fetchone()[0])
+
+        with lifeguard.unit():
+            print("unit")
+        """,
+        dsn,
+    )
+    assert lines == ["unit", "9"]

@@ -12,7 +12,7 @@ import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import pytest
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 import lifeguard
+from lifeguard._core import ends
 from lifeguard.testing import Postgres
 from tests.contract.pool import in_child
 from tests.support.eventlog import EventLog
@@ -478,3 +479,82 @@ def test_a_leak_of_the_first_borrow_in_a_child_names_its_line(
             stack = in_child(lambda: child(pool))
     assert any("forgets" in line for line in stack), stack
     assert pg.wait_count(0, prefix=appname) == 0
+
+
+# -- the end of the child -------------------------------------------------------------------------
+
+
+def forked(cls: Any, guard: lifeguard.Lifeguard, child: Callable[[], Any]) -> Any:
+    """What *child* returns in a process that was forked while this one's worker was open."""
+    if cls is ConnectionPool:
+        with guard.worker():
+            return in_child(child)
+
+    async def main() -> Any:
+        async with guard.worker():
+            with ThreadPoolExecutor(1) as executor:  # where no loop runs
+                return await asyncio.wrap_future(executor.submit(in_child, child))
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("cls", [ConnectionPool, AsyncConnectionPool])
+def test_a_pool_that_a_child_opens_anew_is_closed_at_its_end(
+    cls: Any, dsn: str, guard: lifeguard.Lifeguard
+) -> None:
+    """Also where the child has no worker: what it has connected is closed when it ends."""
+    pool = cls(dsn, open=False, min_size=1, max_size=1)
+    guard.define(guard.adopt(pool))
+
+    def child() -> list[bool]:
+        made = []
+        if cls is ConnectionPool:
+            with pool.connection() as conn:
+                made.append(conn)
+        else:
+
+            async def main() -> None:
+                async with pool.connection() as conn:
+                    made.append(conn)
+
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(main())  # and no more: nobody closes it
+        before = made[0].closed
+        ends.run(os.getpid())
+        return [before, made[0].closed]
+
+    assert forked(cls, guard, child) == [False, True]
+
+
+@pytest.mark.parametrize("cls", [ConnectionPool, AsyncConnectionPool])
+def test_a_pool_that_a_child_opens_anew_is_closed_after_what_uses_it(
+    cls: Any, dsn: str, guard: lifeguard.Lifeguard
+) -> None:
+    """A resource that asks once more at its own end, when nothing but the child's end closes it."""
+    pool = cls(dsn, open=False, min_size=1, max_size=1)
+    guard.define(guard.adopt(pool))
+    said: list[int] = []
+
+    if cls is ConnectionPool:
+
+        @guard.resource
+        def last_words() -> Iterator[None]:
+            yield
+            said.append(ask(pool, 9)[0])
+    else:
+
+        @guard.resource
+        async def last_words() -> AsyncIterator[None]:
+            yield
+            async with pool.connection() as conn:
+                said.append((await (await conn.execute("SELECT 9")).fetchone())[0])
+
+    def child() -> list[int]:
+        if cls is ConnectionPool:
+            guard.acquire(hold=False)
+        else:
+            asyncio.new_event_loop().run_until_complete(guard.aacquire(hold=False))
+        ends.run(os.getpid())
+        return said
+
+    assert forked(cls, guard, child) == [9]
