@@ -86,7 +86,7 @@ def rests(thread: Any) -> bool:
 
 
 def quiet() -> None:
-    looks, deadline = 0, time.monotonic() + 10
+    looks, deadline = 0, time.monotonic() + 60
     while looks < 10 and time.monotonic() < deadline:
         time.sleep(0.01)
         threads = [*pool._workers, pool._sched_runner]
