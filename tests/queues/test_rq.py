@@ -18,6 +18,7 @@ import pytest
 import redis
 from rq import Queue
 from rq.job import Job
+from rq.timeouts import TimerDeathPenalty
 
 import lifeguard.rq
 from lifeguard.testing import Postgres
@@ -203,6 +204,10 @@ def test_a_worker_inside_of_a_test_closes_what_it_opened(
     class Worker(lifeguard.rq.SimpleWorker):
         guard = lifeguard.Lifeguard()
         resources = [Noted()]
+        death_penalty_class = TimerDeathPenalty  # SIGALRM is pytest-timeout's
+
+        def _install_signal_handlers(self) -> None:
+            pass  # they would stay, for all tests after this one
 
         def execute_job(self, job: Job, queue: Queue) -> None:
             jobs.append(weakref.ref(job))
