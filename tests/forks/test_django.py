@@ -30,6 +30,7 @@ SCENARIOS = {
     "noticed_late": {"same": True, "apart": True},
     "a_lane": {"same": True, "apart": True, "lanes": [True, 0]},
 }
+ENDS = ["the_end_of_a_child", "the_end_of_a_child_with_a_worker"]
 OLDEST = OTHERS[:1]  # the newest one is that of the environment
 DRIVERS = [HERE, *OLDEST, "psycopg2"]
 
@@ -48,7 +49,7 @@ def found(
     name = f"forks-{request.param}"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", CODE, *SCENARIOS, "what_somebody_holds", "the_end_of_a_child"],
+            [sys.executable, "-c", CODE, *SCENARIOS, "what_somebody_holds", *ENDS],
             cwd=ROOT,
             env={
                 **os.environ,
@@ -92,9 +93,11 @@ def test_what_somebody_holds_from_before(found: Found, request: pytest.FixtureRe
         assert all("belongs to process" in text for text in held["said"])
 
 
-def test_a_child_closes_what_it_has_opened(found: Found) -> None:
-    """A child of multiprocessing, which ends by os._exit(), without any unit."""
-    assert found["the_end_of_a_child"] == {"closed": ["default", "native"], "status": 0}
+@pytest.mark.parametrize("scenario", ENDS)
+def test_a_child_closes_what_it_has_opened(scenario: str, found: Found) -> None:
+    """A child of multiprocessing, which ends by os._exit(): outside of every unit, without a
+    worker and with one."""
+    assert found[scenario] == {"closed": ["default", "native"], "status": 0}
 
 
 @pytest.mark.parametrize("bare", [True, False])

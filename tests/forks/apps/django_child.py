@@ -285,10 +285,26 @@ def short_lived() -> None:
     queries()
 
 
+def short_lived_with_a_worker() -> None:
+    """It is open since the unit. At its end it closes what its units have opened."""
+    with lifeguard.unit():
+        query()
+    short_lived()
+
+
 def the_end_of_a_child() -> dict[str, Any]:
     """multiprocessing ends its children by os._exit()."""
+    return ended(short_lived)
+
+
+def the_end_of_a_child_with_a_worker() -> dict[str, Any]:
+    """It has opened some connections outside of units."""
+    return ended(short_lived_with_a_worker)
+
+
+def ended(target: Callable[[], None]) -> dict[str, Any]:
     queries()
-    process = multiprocessing.get_context("fork").Process(target=short_lived)
+    process = multiprocessing.get_context("fork").Process(target=target)
     process.start()
     process.join(60)
     closed = [event["alias"] for event in log.read("closing") if event.pid == process.pid]
