@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import html.parser
@@ -16,9 +17,10 @@ import tempfile
 import time
 import xml.etree.ElementTree as ET
 
+import celery
 import pytest
 
-from lifeguard.cli._demo import command, servers
+from lifeguard.cli._demo import command, load, servers
 from lifeguard.cli._demo.scenarios import APPS, BY_NAME, SCENARIOS
 
 pytestmark = pytest.mark.timeout(300)
@@ -132,6 +134,23 @@ def test_four_children_of_celery_meet_the_limit_bare_and_not_guarded(pg, monkeyp
     assert guarded["verdict"] == "ok"
     assert 0 < guarded["peak"] <= guarded["bound"] == 16
     assert (guarded["failed"], guarded["held"], guarded["left_over"]) == (0, 0, 0)
+
+
+def test_a_result_that_is_being_written_is_read_again(tmp_path):
+    """A file is there before all of it is: half of a result is none yet."""
+    app = celery.Celery(broker="memory://", backend=f"file://{tmp_path}")
+    result = app.AsyncResult("an-id")
+    path = tmp_path / app.backend.get_key_for_task("an-id").decode()
+    path.write_text('{"status": "SUCCESS", "result": "half wri')
+
+    async def read():
+        task = asyncio.create_task(load._result(result))
+        await asyncio.sleep(0.1)  # it has looked, and found half
+        assert not task.done()
+        path.write_text('{"status": "SUCCESS", "result": "whole", "task_id": "an-id"}')
+        return await task
+
+    assert asyncio.run(read())["result"] == "whole"
 
 
 def test_a_worker_that_is_never_ready_is_told_with_its_log(pg, monkeypatch, capsys):

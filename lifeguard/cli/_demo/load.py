@@ -188,9 +188,11 @@ class Producer:
 
 async def _result(result: Any) -> dict[str, Any] | None:
     """What became of a task, or None if nothing did for too long."""
+    from kombu.exceptions import DecodeError
+
     deadline = time.monotonic() + PATIENCE_FOR_TASKS
     while time.monotonic() < deadline:
-        with contextlib.suppress(ValueError, EOFError):  # it is being written
+        with contextlib.suppress(ValueError, EOFError, DecodeError):  # it is being written
             meta: dict[str, Any] = result.backend.get_task_meta(result.id, cache=False)
             if meta["status"] in ("SUCCESS", "FAILURE"):
                 return meta
