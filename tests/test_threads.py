@@ -21,7 +21,7 @@ import pytest
 import uvloop
 
 import lifeguard
-from lifeguard import CloseErrors, Lifeguard, NotOpenError
+from lifeguard import CloseErrors, Lifeguard, NotOpenError, threads
 from lifeguard.threads import guard_executor
 from tests.core.helpers import BACKENDS, Log, adefine, define, race, run
 
@@ -628,6 +628,31 @@ def test_workers_one_after_another_on_one_loop_guard_it_once(guard: Lifeguard, l
         *["job 1 ends", "between"],
         *["job 2 ends", "between"],
     ]
+
+
+def test_a_job_after_the_worker_has_closed_opens_nothing(guard: Lifeguard, log: Log) -> None:
+    """The loop lives on, and so does its executor: asyncio.to_thread is as it was before."""
+    adefine(guard, log, "db")
+
+    async def main() -> int:
+        async with guard.worker():
+            assert await asyncio.to_thread(lambda: guard.current.get() is not None)
+        return await asyncio.to_thread(lambda: 5 if guard.current.get() is None else 0)
+
+    assert asyncio.run(main()) == 5
+    assert log == ["open db", "close db"]
+
+
+def test_guards_that_are_gone_are_forgotten(guard: Lifeguard) -> None:
+    """A program that makes one guard after another (tests do) does not keep their names."""
+    gone = Lifeguard()
+    key = gone.key
+    threads.guard_worker_threads(gone)
+    assert key in threads._with_threads
+    del gone
+    gc.collect()
+    threads.guard_worker_threads(guard)
+    assert key not in threads._with_threads and guard.key in threads._with_threads
 
 
 def test_errors_and_results_of_jobs_stay_as_they_are(guard: Lifeguard) -> None:

@@ -76,6 +76,8 @@ def test_a_task_that_is_called_inline_leaves_its_caller_alone(
         assert program.wait() == 0, program.said()
         statuses = [event["status"] for event in program.events("enqueued")]
         assert statuses == ["SUCCESSFUL", "FAILED"]
+        (inside,), (around,) = program.events("asked inline"), program.events("around it")
+        assert inside["pid"] == around["pid"]
         with pg.connect() as connection:
             (found,) = connection.execute(f"SELECT count(*) FROM {schema}.rows").fetchone() or ()
         assert found == rows

@@ -135,6 +135,13 @@ def write(how: str) -> None:
         raise RuntimeError("this task fails")
 
 
+@django_tasks.task(backend="immediate")
+@task
+async def ask_async() -> None:
+    """The same for a coroutine: what is sensitive to threads runs in the caller's."""
+    LOG.write("asked inline", pid=await sync_to_async(query)(0))
+
+
 def enqueue_inline() -> None:
     """A caller with rows of its own around the call."""
     from django.db import connection, connections, transaction
@@ -144,6 +151,10 @@ def enqueue_inline() -> None:
     except TypeError as exc:
         LOG.write("refused", said=str(exc))
 
+    with transaction.atomic():
+        before = query(0)
+        ask_async.enqueue()
+        LOG.write("around it", pid=before)
     if BARE:  # Django offers signals for a clean-up, and this is the one of requests
         signals = sys.modules[django_tasks.task.__module__.partition(".base")[0] + ".signals"]
         signals.task_finished.connect(lambda **_: connections.close_all(), weak=False)
