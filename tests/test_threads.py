@@ -22,6 +22,7 @@ import uvloop
 
 import lifeguard
 from lifeguard import CloseErrors, Lifeguard, NotOpenError, threads
+from lifeguard._core.unit import here
 from lifeguard.threads import guard_executor
 from tests.core.helpers import BACKENDS, Log, adefine, define, race, run
 
@@ -420,10 +421,33 @@ def test_a_job_leaves_nothing_behind_in_its_thread(guard: Lifeguard) -> None:
             del thing, future
             gc.collect()
             assert reference() is None
-        assert (
-            concurrent.futures.ThreadPoolExecutor.submit(executor, guard.current.get).result(10)
-            is None
-        )
+        for left in (guard.current.get, lambda: here.job):
+            assert concurrent.futures.ThreadPoolExecutor.submit(executor, left).result(10) is None
+
+
+def test_a_job_that_calls_another_one_goes_on_as_itself(guard: Lifeguard, log: Log) -> None:
+    """An executor that runs its jobs where they are submitted, as tests use. Code of the outer
+    job that has outlived a unit is still a part of that job."""
+
+    class Inline(concurrent.futures.Executor):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+            future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+            future.set_result(fn(*args, **kwargs))
+            return future
+
+    inline = Inline()
+    guard_executor(inline, guard)
+
+    def outer() -> None:
+        with guard.unit():
+            context = contextvars.copy_context()
+        inline.submit(guard.callback, log.append, "inner ends").result()
+        context.run(guard.callback, log.append, "outer ends")
+        log.append("outer goes on")
+
+    with Executor(1, guard=guard) as executor:
+        executor.submit(outer).result(10)
+    assert log == ["inner ends", "outer goes on", "outer ends"]
 
 
 def test_the_first_job_opens_the_worker(guard: Lifeguard, log: Log) -> None:
