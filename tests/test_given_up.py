@@ -20,7 +20,7 @@ from lifeguard.testing import Postgres
 
 def test_thread_that_does_not_end(pg: Postgres, dsn: str, appname: str) -> None:
     """Its connection is closed with the pool. What it does with it then fails, and is no leak."""
-    guard = lifeguard.Lifeguard(grace=0.1)
+    guard = lifeguard.Lifeguard(grace=0.5)
     pool = ConnectionPool(dsn, open=False, min_size=1, max_size=2)
     borrowed, closed = threading.Event(), threading.Event()
     failures: list[BaseException] = []
@@ -52,7 +52,7 @@ def test_thread_that_does_not_end(pg: Postgres, dsn: str, appname: str) -> None:
 
 def test_task_that_does_not_end(pg: Postgres, dsn: str, appname: str) -> None:
     """The same on an event loop."""
-    guard = lifeguard.Lifeguard(grace=0.1)
+    guard = lifeguard.Lifeguard(grace=0.5)
 
     async def main() -> None:
         pool = AsyncConnectionPool(dsn, open=False, min_size=1, max_size=2)

@@ -85,7 +85,7 @@ def end(server: Server, number: int) -> float:
     """Send a signal to the master; how long it took to end."""
     began = time.monotonic()
     server.process.send_signal(number)
-    server.process.wait(20)
+    server.process.wait(60)
     return time.monotonic() - began
 
 
@@ -167,12 +167,12 @@ def test_quick_stop(
     kind: str, number: signal.Signals, start: Start, complaints: Callable[[], list[str]]
 ) -> None:
     """Ctrl-C on gunicorn: every worker closes in order, at once."""
-    server = start(kind, graceful=8)
+    server = start(kind, graceful=30)
     took = end(server, number)
     assert closed_once(server), server.tail()
     # Its own handler of SIGQUIT may wait for a lock that the main thread holds: the hook closes.
     if not kind.startswith("gthread"):
-        assert took < 6, server.tail()
+        assert took < 20, server.tail()
     assert complaints() == []
 
 
@@ -181,12 +181,12 @@ def test_quick_stop_of_a_request(
     kind: str, start: Start, complaints: Callable[[], list[str]]
 ) -> None:
     """Ctrl-C while a request runs: the request ends, once, and then the pool closes."""
-    server = start(kind, graceful=8)
+    server = start(kind, graceful=30)
     request = begin(server, "wait")
     took = end(server, signal.SIGQUIT)
     assert closed_once(server), server.tail()
     assert events(server, request) == ["started", "ended", "finished"]
-    assert took < 6, server.tail()
+    assert took < 20, server.tail()
     assert complaints() == []
 
 

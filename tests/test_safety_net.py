@@ -806,10 +806,10 @@ def test_the_shape_of_a_name(
 )
 def test_a_client_that_ends_without_a_word(case: Any, own: Postgres) -> None:
     """A worker is killed or frozen. Bare, its backend works on, and holds its locks; with the net
-    it is gone within a second (a very busy machine is given five)."""
+    it is gone within a second (a very busy machine is given fifteen)."""
     seconds, bare = safety_net.compare(own, case)
     assert seconds is not None
     if case.name != "killed, idle in transaction":  # the kernel ends that one by itself
         assert bare == case.state
     print(f"{case.name}: gone after {seconds:.2f} s, bare still {bare}")
-    assert seconds < 5
+    assert seconds < 15

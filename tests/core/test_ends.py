@@ -174,7 +174,7 @@ def terminated(code: str, wanted: int | None, *, path: Path | None = None) -> li
             pytest.fail(f"it ended before it was ready: {lines} {process.communicate()}")
         process.send_signal(signal.SIGTERM)
         try:
-            out, err = process.communicate(timeout=20)
+            out, err = process.communicate(timeout=90)
         finally:
             process.kill()
     assert process.returncode == wanted, err
@@ -356,7 +356,7 @@ def test_a_second_sigterm_cuts_the_wait_for_units_short() -> None:
         lines = [process.stdout.readline().strip() for _ in range(2)]
         assert lines == ["open", "ready"]  # the first signal has come, and it waits
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=90)
     assert out.split() == ["close"], err
     assert process.returncode == -signal.SIGTERM
     assert "unit 'hangs' is still running" in err
@@ -383,7 +383,7 @@ assert signal.getsignal({number:d}) is theirs
         lines = [process.stdout.readline().strip() for _ in range(3)]
         assert lines == ["open", "theirs", "ready"]
         process.send_signal(number)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=90)
     assert out.split() == ["theirs", "close"], err
     assert process.returncode == 0
 
@@ -419,7 +419,7 @@ say("end")
         lines = [process.stdout.readline().strip() for _ in range(3)]
         assert lines == ["open", "aopen", "ready"]
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=90)
     assert out.split() == ["aclose", "close", "end"], err
     assert process.returncode == 0, err
     assert "its grace was cut short" in err

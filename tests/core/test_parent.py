@@ -94,7 +94,7 @@ def env(eventlog: EventLog, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def orphaned(code: str, eventlog: EventLog, path: Path) -> list[str]:
     """Start the program, kill it when its worker is ready, and wait for what the worker says."""
     with start(code, path=path) as parent:
-        assert eventlog.wait_count("ready", 1, timeout=20) == 1, parent.communicate()
+        assert eventlog.wait_count("ready", 1, timeout=90) == 1, parent.communicate()
         parent.kill()
     eventlog.wait_count("close", 1)
     return [event.event for event in eventlog.read()]
@@ -122,7 +122,7 @@ def test_without_the_option_it_lives_on(eventlog: EventLog, tmp_path: Path) -> N
     """As it always was: that is what the option is for."""
     code = program(STARTS["subprocess"], WORKER.replace("die_with_parent=True, ", ""))
     with start(code, path=tmp_path / "program.py") as parent:
-        assert eventlog.wait_count("ready", 1, timeout=20) == 1
+        assert eventlog.wait_count("ready", 1, timeout=90) == 1
         parent.kill()
     pid = eventlog.read("open")[0].pid
     mark = f"PPid:\t{parent.pid}\n"

@@ -156,11 +156,11 @@ def assert_named(caplog: pytest.LogCaptureFixture, place: str) -> None:
     (record,) = [record for record in caplog.records if record.name == "lifeguard.worker"]
     assert record.levelno == logging.WARNING
     pattern = rf"the worker of process {os.getpid()} closes although unit '{re.escape(place)}:\d+' "
-    pattern += r"is still running, \d+\.\d s after it began: it was given 0\.05 s to end \(grace\)"
+    pattern += r"is still running, \d+\.\d s after it began: it was given 0\.5 s to end \(grace\)"
     assert re.search(pattern, record.getMessage())
     assert record.lifeguard_unit.startswith(place)  # type: ignore[attr-defined]
     # uvloop's timers are a millisecond coarse
-    assert record.lifeguard_age >= 0.045  # type: ignore[attr-defined]
+    assert record.lifeguard_age >= 0.45  # type: ignore[attr-defined]
 
 
 def test_a_sync_worker_names_the_units_it_gives_up_on(
@@ -168,7 +168,7 @@ def test_a_sync_worker_names_the_units_it_gives_up_on(
 ) -> None:
     """After the grace it says which unit still ran, since when and from where; and closes."""
     observer = GivenUp(log)
-    guard = make_guard(grace=0.05, observers=[observer])
+    guard = make_guard(grace=0.5, observers=[observer])
     define(guard, log, "db")
     inside, finish = threading.Event(), threading.Event()
 
@@ -195,7 +195,7 @@ def test_a_named_unit_is_given_up_on_with_its_place(
     make_guard: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A name says nothing of where the unit began, so the log does."""
-    guard = make_guard(grace=0.01)
+    guard = make_guard(grace=0.3)
     inside, finish = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -217,7 +217,7 @@ def test_an_async_worker_names_the_units_it_gives_up_on(
     backend: str, make_guard: Make, log: Log, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The same where there is an event loop."""
-    guard = make_guard(grace=0.05, observers=[GivenUp(log)])
+    guard = make_guard(grace=0.5, observers=[GivenUp(log)])
     adefine(guard, log, "db")
 
     async def main() -> None:
@@ -244,14 +244,14 @@ def test_an_async_worker_names_the_units_it_gives_up_on(
 
 def test_units_are_waited_for_together(make_guard: Make) -> None:
     """Many hung units cost one grace, not one each."""
-    guard = make_guard(grace=0.2)
+    guard = make_guard(grace=2)
     finish = threading.Event()
     inside = threading.Barrier(6)
 
     def work() -> None:
         with guard.unit():
             inside.wait(10)
-            assert finish.wait(10)
+            assert finish.wait(30)
 
     with guard.worker():
         threads = [threading.Thread(target=work) for _ in range(5)]
@@ -263,20 +263,21 @@ def test_units_are_waited_for_together(make_guard: Make) -> None:
     finish.set()
     for thread in threads:
         thread.join(10)
-    assert 0.19 <= took < 0.8
+    assert 1.9 <= took < 8
 
 
 def test_a_unit_that_closes_its_own_worker_does_not_wait_for_itself(
     guard: Lifeguard, log: Log
 ) -> None:
     """`with worker()` ended from inside a unit of it goes on at once."""
+    guard.grace = 30
     define(guard, log, "db")
     block = guard.worker()
     block.__enter__()
     with guard.unit():
         began = now()
         block.__exit__(None, None, None)
-        assert now() - began < 2
+        assert now() - began < 20
         log.append("unit goes on")
     assert log == ["open db", "close db", "unit goes on"]
 
@@ -285,6 +286,7 @@ def test_an_async_unit_that_closes_its_own_worker_does_not_wait_for_itself(
     backend: str, guard: Lifeguard, log: Log
 ) -> None:
     """The same where there is an event loop."""
+    guard.grace = 30
     adefine(guard, log, "db")
 
     async def main() -> None:
@@ -293,7 +295,7 @@ def test_an_async_unit_that_closes_its_own_worker_does_not_wait_for_itself(
         async with guard.unit():
             began = now()
             await block.__aexit__(None, None, None)
-            assert now() - began < 2
+            assert now() - began < 20
             log.append("unit goes on")
 
     run(backend, main)

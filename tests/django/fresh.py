@@ -98,7 +98,7 @@ class Project:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=200,
         )
 
     def manage(

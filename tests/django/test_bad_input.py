@@ -193,5 +193,5 @@ def run(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         env=env,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=200,
     )

@@ -101,7 +101,7 @@ def test_what_a_response_closes_may_ask_the_database() -> None:
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=200,
             check=False,
         )
         assert done.returncode == 0, done.stderr

@@ -299,7 +299,7 @@ def test_watching_shows_it_again_until_ctrl_c(project: Project) -> None:
         for _ in range(3):
             assert json.loads(process.stdout.readline())["workers"] == []
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=90)
     finally:
         process.kill()
         process.wait()

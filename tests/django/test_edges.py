@@ -21,7 +21,7 @@ def play(scene: str, pg: Postgres) -> Any:
         env={**environ, "DATABASE": json.dumps(database(pg.dsn)), "WITNESS": pg.dsn},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=200,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -76,7 +76,7 @@ def run(command: list[str], pg: Postgres, *, guarded: bool) -> subprocess.Comple
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=55,
+        timeout=200,
         check=False,
     )
     for noise in ("Exception ignored", "could not be closed", "closes although"):

@@ -646,7 +646,7 @@ def test_a_callback_that_hangs_is_given_up_after_the_grace(backend: str) -> None
 
     async def main() -> Play:
         play = Play(guarded=True)
-        play.guard.grace = 0.05
+        play.guard.grace = 0.5
 
         async def hang() -> None:
             play.at("hangs")
@@ -814,7 +814,7 @@ def test_coroutine_dropped_when_its_loop_is_gone(backend: str) -> None:
             coroutine = served(play.scope, play.receive, play.send)
             coroutine.send(None)
             left.append(coroutine)
-            play.guard.grace = 0.05  # the worker does not wait long for a unit that cannot end
+            play.guard.grace = 0.5  # the worker does not wait long for a unit that cannot end
         play.at(f"worker {play.guard._worker.state!r}")
 
     run(backend, main)

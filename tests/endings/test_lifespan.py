@@ -709,7 +709,7 @@ def script(code: str, *arguments: str) -> list[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=90,
         check=False,
     )
     said = [line for line in done.stderr.splitlines() if not line.startswith(("Task was", "task:"))]
@@ -888,7 +888,7 @@ def test_shutdown_gives_up_on_a_request_after_the_grace(
 ) -> None:
     """A request that does not end within the grace is named in the log, and resources close."""
     log = Log()
-    guard = make_guard(log, "db", grace=0.05)
+    guard = make_guard(log, "db", grace=0.5)
 
     async def main() -> None:
         inside = anyio.Event()

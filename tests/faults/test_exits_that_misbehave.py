@@ -81,7 +81,7 @@ def test_a_resource_that_hangs_at_its_end(backend: str) -> None:
     import anyio
 
     log = Log()
-    guard = make_guard(log, grace=0.1)
+    guard = make_guard(log, grace=0.5)
     declare(guard, log, "first")
 
     @guard.resource
@@ -117,7 +117,7 @@ def test_a_resource_that_hangs_and_ignores_its_cancellation(backend: str) -> Non
     import anyio
 
     log = Log()
-    guard = make_guard(log, grace=0.1)
+    guard = make_guard(log, grace=0.5)
     declare(guard, log, "first")
 
     @guard.resource
@@ -125,8 +125,8 @@ def test_a_resource_that_hangs_and_ignores_its_cancellation(backend: str) -> Non
         yield
         for _ in range(3):
             try:
-                await anyio.sleep(0.05)
-                await anyio.sleep(0.05)
+                await anyio.sleep(0.4)
+                await anyio.sleep(0.4)
             except anyio.get_cancelled_exc_class():
                 log("ignored")
                 with anyio.CancelScope(shield=True):
@@ -151,7 +151,7 @@ def test_many_callbacks_that_hang(backend: str) -> None:
     import anyio
 
     log = Log()
-    guard = make_guard(log, grace=0.2)
+    guard = make_guard(log, grace=0.5)
 
     async def hang(number: int) -> None:
         try:
@@ -169,7 +169,7 @@ def test_many_callbacks_that_hang(backend: str) -> None:
             assert len(caught.value.exceptions) == 10
             return time.monotonic() - began
 
-    assert run(backend, main) < 1.5
+    assert run(backend, main) < 4
     assert log == [f"cancelled {number}" for number in range(9, -1, -1)]
 
 
@@ -177,7 +177,7 @@ def test_a_thread_that_never_ends_its_unit(caplog: pytest.LogCaptureFixture) -> 
     """A sync worker closes after the grace although a thread is still in a unit; the log names the
     unit; the thread ends its unit later, and its callbacks still run once."""
     log = Log()
-    guard = make_guard(log, grace=0.1)
+    guard = make_guard(log, grace=0.5)
     declare(guard, log, "db")
     inside, over = threading.Event(), threading.Event()
 
@@ -284,7 +284,7 @@ def test_pool_connections_that_are_killed_by_the_server(
         assert answers[-1] == (1,) and answers.count((1,)) >= 17
         began = time.monotonic()
         kill()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
     assert pg.wait_count(0, prefix=appname) == 0
 
 

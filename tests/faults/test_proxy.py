@@ -231,7 +231,7 @@ def test_closing_while_the_network_is_stalled(
             began = time.monotonic()
         return time.monotonic() - began
 
-    assert asyncio.run(main()) < 4
+    assert asyncio.run(main()) < 15
     proxy.flow()
     assert pg.wait_count(0, prefix=appname) == 0
 
@@ -239,7 +239,7 @@ def test_closing_while_the_network_is_stalled(
     with guard.worker(resources=[pool]):
         proxy.stall()
         began = time.monotonic()
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 15
     proxy.flow()
     assert pg.wait_count(0, prefix=appname) == 0
 
@@ -305,13 +305,13 @@ def test_opening_towards_a_deaf_server(
 
     thread = threading.Thread(target=note, daemon=True)
     thread.start()
-    thread.join(8)
+    thread.join(20)
     if not took:
         proxy.cut()
         thread.join(5)
         pytest.fail("opening takes longer than open_timeout")
     assert isinstance(took[0], float), took[0]
-    assert took[0] < 6
+    assert took[0] < 18
 
 
 def test_a_deaf_server_while_the_pool_is_open(
@@ -329,7 +329,7 @@ def test_a_deaf_server_while_the_pool_is_open(
                 with pytest.raises(PoolTimeout):
                     pool.getconn()
         began = time.monotonic()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 def test_the_proxy_is_a_proxy(proxy: Proxy, through: str) -> None:

@@ -49,7 +49,7 @@ def accounts(pg: Postgres) -> Iterator[Accounts]:
                 cwd=ROOT,
                 env=env,
                 stdout=subprocess.PIPE,
-                timeout=50,
+                timeout=200,
                 check=True,
             )
             yield Accounts(dsn, json.loads(made.stdout))
