@@ -93,8 +93,8 @@ class LoopThread:
 
     def worker(self) -> Worker:
         """The guard's worker, opened on this loop if it is not open."""
-        if self.loop is None:
-            _refuse_green(next((str(each) for each in self.guard._defined if each.awaits), "this"))
+        if self.loop is None and (first := [each for each in self.guard._defined if each.awaits]):
+            _refuse_green(str(first[0]))
         worker: Worker = self._call(self.guard.aacquire, (), {"hold": False})
         ends.register(self)  # after the worker, so that this ends first
         if worker.loop is not self.loop and any(each.awaits for each in worker.values):
